@@ -1,0 +1,1 @@
+"""The compiled core of PacketFlow: bytes, memory and order."""

@@ -1,0 +1,160 @@
+"""`submit`, `call` and `map`: what a reactor asks others to do."""
+
+from collections import deque
+
+cimport cython
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uintptr_t
+
+from pfcore.frames cimport Packet, check_address, check_priority, check_timeout, encode_extra, packet_address, packet_from
+from pfcore.link cimport Link
+from pfcore.reply cimport Reply, ReplyState, Want
+
+from pfcore.errors import exception_for
+
+cdef extern from "Python.h":
+    object PyIter_Next(object iterator)
+    PyObject* PyErr_Occurred() noexcept
+
+cdef extern from *:
+    """
+    static PyObject *pf_next(PyObject *iterator) {
+        PyObject *item = Py_TYPE(iterator)->tp_iternext(iterator);
+        if (item == NULL && PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_StopIteration))
+            PyErr_Clear();
+        return item;
+    }
+    static PyObject *pf_own(PyObject *item) { return item; }
+    """
+    PyObject* pf_next(object iterator) except? NULL
+    object pf_own(PyObject* item)        # takes over a reference that we own
+
+__all__ = ["Mapping", "Submitter"]
+
+MAX_WINDOW = 65536
+
+
+cdef class Submitter:
+    """Submits packets over a link. The base of `packetflow.Reactor`."""
+
+    def __cinit__(self, *args, **kwargs):
+        self.keep = [None] * ADDRESSES
+
+    def _bind(self, Link link):
+        """Sets the link that packets go out on; None takes it away."""
+        self.link = link
+
+    cdef Link ready_link(self):
+        if self.link is None:
+            raise exception_for("PF502", "not started: use `async with`, or await start() first")
+        return self.link
+
+    cdef bytes address_of(self, object group, object element):
+        # callers pass the same two string objects again and again
+        cdef size_t at = ((<uintptr_t><void*>group >> 4) ^ (<uintptr_t><void*>element >> 4)) & (ADDRESSES - 1)
+        cdef Address* address = &self.addresses[at]
+        cdef bytes encoded
+        if address.group == <void*>group and address.element == <void*>element:
+            return <bytes>address.encoded
+        encoded = check_address(group, element)
+        self.keep[at] = (group, element, encoded)
+        address.group = <void*>group
+        address.element = <void*>element
+        address.encoded = <void*>encoded
+        return encoded
+
+    def submit(self, packet):
+        """Submits a packet; await the `Reply` for its `Result`.
+
+        `packet`: a `Packet`, or a mapping with ``group``, ``element`` and, where
+        wanted, ``data``, ``priority``, ``timeout_ms``, ``dependencies``,
+        ``metadata``, ``id``. The `Result` tells success or error; awaiting
+        raises only if there is no answer: `PacketTimeout`, `ConnectionLost`.
+        Raises at once: `InvalidPacket`, `TooLarge`, `Overloaded`, `Conflict`.
+        """
+        cdef Packet checked = packet_from(packet)
+        cdef Link link = self.ready_link()
+        return link.submitted(link.engine.submit(
+            packet_address(checked), checked.data, checked.priority, check_timeout(checked.timeout_ms),
+            checked.id.encode(), encode_extra(checked, link.engine.max_depth), Want.WANT_RESULT, link.present()))
+
+    def call(self, group, element, data=None, *, priority=5, timeout_ms=None):
+        """Submits a packet; await the `Reply` for what its handler returned.
+
+        `priority`: 1 to 10, 10 most urgent. `timeout_ms`: 1 to 300,000, from
+        acceptance to answer (default 29,500). Awaiting raises the exception of
+        the error's code (`HandlerError`, `NoHandler`, ...), `PacketTimeout` or
+        `ConnectionLost`. Raises at once: `InvalidPacket`, `TooLarge`, `Overloaded`.
+        """
+        cdef Link link = self.ready_link()
+        return link.submitted(link.engine.submit(
+            self.address_of(group, element), data, check_priority(priority), check_timeout(timeout_ms),
+            None, None, Want.WANT_DATA, link.present()))
+
+    def _map(self, group, element, items, *, priority=5, timeout_ms=None, Py_ssize_t window=1024):
+        """`map` over an iterable; see `packetflow.Reactor.map`."""
+        cdef Mapping mapping = Mapping.__new__(Mapping)
+        if not 1 <= window <= MAX_WINDOW:
+            raise ValueError(f"window: expected 1 to {MAX_WINDOW}, got {window}")
+        mapping.submitter = self
+        mapping.link = self.ready_link()
+        mapping.address = self.address_of(group, element)
+        mapping.items = iter(items)
+        mapping.replies = deque()
+        mapping.window = window
+        mapping.priority = check_priority(priority)
+        mapping.timeout_ms = check_timeout(timeout_ms)
+        return mapping
+
+
+@cython.final
+cdef class Mapping:
+    """Results of many packets in the order of their items, at most a window of them in flight."""
+
+    def __init__(self):
+        raise TypeError("Mapping: made by map only")
+
+    def __aiter__(self):
+        return self
+
+    cdef int fill(self) except -1:
+        cdef PyObject* item
+        cdef Link link = self.link
+        while len(self.replies) < self.window:
+            item = pf_next(self.items)
+            if item == NULL:
+                self.exhausted = True
+                return 0
+            self.replies.append(link.engine.submit(
+                self.address, pf_own(item), self.priority, self.timeout_ms, None, None, Want.WANT_RESULT,
+                link.present()))
+        return 0
+
+    def __anext__(self):
+        # The head of the window is itself the awaitable: if it is done already,
+        # the `async for` gets its Result without being suspended.
+        if not self.exhausted:
+            try:
+                self.fill()
+            finally:
+                self.link.submitted(None)
+        if not self.replies:
+            raise StopAsyncIteration
+        return self.replies.popleft()
+
+    async def aclose(self):
+        """Cancels what is still in flight."""
+        self.cancel()
+
+    def cancel(self):
+        """Cancels what is still in flight; the iteration ends."""
+        self.exhausted = True
+        replies = self.replies
+        self.replies = deque()
+        for reply in replies:
+            reply.cancel()
+
+    def __del__(self):
+        # left by `break` or an exception: nobody wants the rest any more
+        if self.replies:
+            self.cancel()

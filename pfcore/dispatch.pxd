@@ -1,0 +1,107 @@
+# Runs handlers: finds the one for a packet, calls it at once where it may,
+# queues it by priority where it may not, and answers.
+#
+# It knows the engine, asyncio's Task protocol and the clock (for the time that
+# a handler took); no sockets. One dispatcher serves all links of a reactor or
+# gateway, so its limits hold for them together.
+#
+#   accept --(free)--> called inline --returns--------------------> answered
+#      |                    \--is a coroutine: driven--returns-----> answered
+#      |                                        \--suspends--> Worker's Task --> answered
+#      \--(at the limit, or the slice is used up)--> Job in the heap --> later as above
+#
+# A Worker is a coroutine-like object under one asyncio.Task. Handlers are
+# driven with that task as the current one and in its context, so that
+# asyncio.timeout, TaskGroup and contextvars work from the first line; only if
+# the handler suspends does the task go on with it. A task and context that the
+# handler left as they were (nobody kept the task, no variable was set) serve
+# the next handler: a task of its own for each halves the throughput.
+
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+from pfcore.engine cimport Acceptor, Engine
+from pfcore.frames cimport FrameReader, Packet
+from pfcore.heap cimport PriorityHeap
+from pfcore.scan cimport Span
+
+cdef class Handler:
+    cdef:
+        readonly object function     # called with (data) or (data, packet)
+        readonly str key             # "df:transform"
+        readonly bint wants_packet
+        readonly object decoder      # bytes -> value, None: plain JSON
+        readonly object check        # value -> value or raises: the annotated return type, or None
+        object returns               # a type: exact instances need no `check`
+        bint plain_str               # annotated `str`: a JSON string needs no decoder
+        bytes element
+        uint8_t group
+        uint64_t hash
+
+cdef class Job:
+    cdef:
+        Engine engine
+        Handler handler
+        readonly int64_t seq         # the peer's
+        int64_t number               # under which the engine keeps it; 0: not kept
+        int64_t started              # ns; when it was called
+        object data
+        Packet packet                # where the handler wants it
+        object entry                 # HeapEntry while queued
+        Worker worker                # while running
+        Py_ssize_t cost              # bytes of the queue's bound that it takes
+
+cdef class Worker:
+    cdef:
+        Dispatcher dispatcher
+        object task                  # its asyncio.Task
+        object context               # the task's
+        object inner                 # the handler's coroutine, once it has suspended
+        object first                 # what that had yielded when it suspended; NULL-like sentinel otherwise
+        bint has_first
+        Job job
+        object wakeup                # the task's callback while it is parked
+        bint retired                 # serves no more
+        bint cancelled               # its task was cancelled while parked
+        public bint _asyncio_future_blocking
+
+    cdef object _finished(self, object value, object error)
+    cdef int go_on(self, Job job, object inner, object first) except -1
+    cdef int retire(self) except -1
+
+cdef class Dispatcher(Acceptor):
+    cdef:
+        object loop
+        object base                  # the context that handlers' contexts copy
+        readonly Py_ssize_t concurrency  # handlers that may be suspended at once
+        readonly Py_ssize_t max_queue    # jobs that may wait
+        Py_ssize_t max_queue_bytes
+        readonly Py_ssize_t running  # suspended handlers
+        Py_ssize_t queue_bytes
+        readonly bint draining
+        readonly bint expose_errors
+        PriorityHeap queue
+        list table                   # open addressing: Handler or None; a power of two long
+        dict handlers                # key -> Handler
+        Worker spare                 # the worker that the next handler is driven under
+        list parked                  # workers that wait for work
+        bint scheduled               # `run_queue` was handed to call_soon
+        int64_t slice_ends           # ns; inline handlers stop there and the rest queues
+        object idle                  # Future or None: set when nothing runs or waits
+        object on_slow               # callable(key, ms) or None
+        # -- counts
+        readonly int64_t completed
+        readonly int64_t failed
+
+    cdef Handler find(self, FrameReader reader)
+    cdef int begin_batch(self, int64_t now) noexcept
+    cdef int _run(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+                  object data, Packet packet, int64_t deadline, Job job, int64_t now) except -1
+    cdef int _enqueue(self, Engine engine, FrameReader reader, Handler handler, object data, Packet packet, int64_t now) except -1
+    cdef int _answer(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+                     Job job, object value, int64_t started) except -1
+    cdef int _answer_error(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id,
+                           Py_ssize_t n, Job job, object error, int64_t started) except -1
+    cdef Worker _take_worker(self)
+    cdef int _job_done(self, Job job) except -1
+    cdef int _schedule(self) except -1
+    cdef int _check_idle(self) except -1

@@ -1,0 +1,629 @@
+"""Runs handlers. See ``dispatch.pxd`` for the way of a packet through it."""
+
+import asyncio
+import contextvars
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.object cimport PyObject, Py_EQ, PyObject_RichCompareBool
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcmp
+
+from pfcore.engine cimport Acceptor, DropReason, Engine
+from pfcore.frames cimport (
+    F_DATA,
+    F_DEPENDENCIES,
+    FrameReader,
+    Packet,
+    check_address,
+    decode_span,
+    group_code,
+    group_index,
+    new_packet,
+    text_to_str,
+)
+from pfcore.heap cimport HeapEntry, PriorityHeap
+from pfcore.ids cimport hash_key
+from pfcore.scan cimport Kind, Span
+
+import msgspec
+
+from pfcore.errors import InvalidPacket, PacketFlowError
+
+cdef extern from "bytes_ops.h" nogil:
+    uint64_t pf_hash(const unsigned char* p, size_t n, uint64_t key) noexcept
+
+cdef extern from "clock.h" nogil:
+    int64_t pf_monotonic_ns() noexcept
+
+cdef extern from "Python.h":
+    ctypedef enum PySendResult:
+        PYGEN_RETURN
+        PYGEN_ERROR
+        PYGEN_NEXT
+    PySendResult PyIter_Send(PyObject* iterator, PyObject* value, PyObject** result) noexcept
+    bint PyCoro_CheckExact(object value) noexcept
+    object PyContext_CopyCurrent()
+    object PyContext_Copy(object context)
+    int PyContext_Enter(object context) except -1
+    int PyContext_Exit(object context) except -1
+    Py_ssize_t Py_REFCNT(object value) noexcept
+    PyObject* Py_None
+    void Py_XDECREF(PyObject* value) noexcept
+
+cdef extern from *:
+    """
+    /* The pending exception as an object, the indicator cleared. */
+    static PyObject *pf_take_error(void) {
+    #if PY_VERSION_HEX >= 0x030C0000
+        return PyErr_GetRaisedException();
+    #else
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace);
+        PyErr_NormalizeException(&type, &value, &trace);
+        if (trace) PyException_SetTraceback(value, trace);
+        Py_XDECREF(type);
+        Py_XDECREF(trace);
+        return value;
+    #endif
+    }
+    static PyObject *pf_steal(PyObject *value) { return value; }
+    static int pf_is_awaitable(PyObject *value) {
+        PyAsyncMethods *methods = Py_TYPE(value)->tp_as_async;
+        return methods != NULL && methods->am_await != NULL;
+    }
+    """
+    object pf_take_error()
+    object pf_steal(PyObject* value)     # takes over a reference that we own
+    bint pf_is_awaitable(object value) noexcept
+
+__all__ = ["Dispatcher", "Handler"]
+
+cdef enum:
+    MILLISECOND = 1000000
+    DEFAULT_TIMEOUT_MS = 29500
+    # how long handlers may run inside one read before the rest takes turns with other work
+    SLICE = 5000000
+    SLOW = 100000000             # a handler that keeps the loop this long is worth a warning
+    SPARE_WORKERS = 1024
+
+cdef object _CancelledError = asyncio.CancelledError
+cdef object _Task = asyncio.Task
+cdef object _enter_task = asyncio.tasks._enter_task
+cdef object _leave_task = asyncio.tasks._leave_task
+cdef object _ValidationError = msgspec.ValidationError
+
+
+@cython.final
+cdef class Handler:
+    """What runs for one ``group:element``.
+
+    `function`: called with ``(data)``, or ``(data, packet)`` if `wants_packet`.
+    `decoder`: from the JSON of `data` to its value, may raise
+    `msgspec.ValidationError`; None for plain JSON values. `returns`, `check`:
+    a value that is not exactly a `returns` goes through `check`, which returns
+    what to send or raises.
+    """
+
+    def __init__(self, str group not None, str element not None, function, *, bint wants_packet=False,
+                 decoder=None, bint plain_str=False, returns=None, check=None):
+        check_address(group, element)
+        if not callable(function):
+            raise TypeError(f"handler for {group}:{element}: expected a function, got {function!r}")
+        self.function = function
+        self.key = f"{group}:{element}"
+        self.element = element.encode()
+        raw = group.encode()
+        self.group = <unsigned char>group_index(<const unsigned char*>PyBytes_AS_STRING(raw), 2)
+        self.wants_packet = wants_packet
+        self.decoder = decoder
+        self.plain_str = plain_str
+        self.returns = returns
+        self.check = check
+        self.hash = _hash_of(self.group, <const unsigned char*>PyBytes_AS_STRING(self.element),
+                             PyBytes_GET_SIZE(self.element))
+
+
+cdef inline uint64_t _hash_of(int group, const unsigned char* element, Py_ssize_t n) noexcept nogil:
+    return pf_hash(element, <size_t>n, hash_key() + <uint64_t>group)
+
+
+@cython.final
+@cython.freelist(256)
+cdef class Job:
+    pass
+
+
+@cython.final
+cdef class Worker:
+    """A coroutine, for its task, and the future that the task waits on while it is parked."""
+
+    # -- as the task's coroutine
+
+    def send(self, value):
+        cdef PyObject* out = NULL
+        cdef PySendResult status
+        if self.inner is None:
+            if self.retired:
+                raise StopIteration(None)
+            self._asyncio_future_blocking = True
+            return self  # park
+        if self.has_first:
+            self.has_first = False
+            first = self.first
+            self.first = None
+            return first
+        status = PyIter_Send(<PyObject*>self.inner, <PyObject*>value, &out)
+        if status == PYGEN_NEXT:
+            return pf_steal(out)
+        if status == PYGEN_RETURN:
+            return self._finished(pf_steal(out), None)
+        return self._finished(None, pf_take_error())
+
+    def throw(self, kind, value=None, traceback=None):
+        if value is None:
+            value = kind() if isinstance(kind, type) else kind
+        if self.inner is None:
+            # cancelled while parked: the loop is being shut down
+            self.retired = True
+            raise value
+        if self.has_first:
+            self.has_first = False
+            self.first = None
+        try:
+            return self.inner.throw(value)
+        except StopIteration as stop:
+            return self._finished(stop.value, None)
+        except BaseException as error:
+            return self._finished(None, error)
+
+    def close(self):
+        self.retired = True
+        if self.inner is not None:
+            self.inner.close()
+
+    cdef object _finished(self, object value, object error):
+        """The handler has ended: answer, and park for the next one or end the task."""
+        cdef Job job = self.job
+        cdef Dispatcher dispatcher = self.dispatcher
+        self.inner = None
+        self.job = None
+        if job is not None:
+            job.worker = None
+            if error is None:
+                dispatcher._answer(job.engine, job.handler, job.seq, NULL, 0, job, value, job.started)
+            else:
+                dispatcher._answer_error(job.engine, job.handler, job.seq, NULL, 0, job, error, job.started)
+            dispatcher._job_done(job)
+            job = None
+        value = None
+        if error is not None and not isinstance(error, Exception):
+            # CancelledError ends the task as cancelled; an interrupt goes on to the loop
+            self.retired = True
+            raise error
+        error = None
+        if (self.retired or len(dispatcher.parked) >= SPARE_WORKERS or self.task.cancelling()
+                or not PyObject_RichCompareBool(self.context, dispatcher.base, Py_EQ)):
+            self.retired = True
+            raise StopIteration(None)
+        dispatcher.parked.append(self)
+        self._asyncio_future_blocking = True
+        return self
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self.send(None)
+
+    # -- as the future that its parked task waits on
+
+    def get_loop(self):
+        return self.dispatcher.loop
+
+    def add_done_callback(self, callback, *, context=None):
+        self.wakeup = callback
+
+    def result(self):
+        if self.cancelled:
+            raise _CancelledError()
+        return None
+
+    def cancel(self, msg=None):
+        """The parked task is cancelled: it ends."""
+        cdef object wakeup = self.wakeup
+        self.cancelled = True
+        self.retired = True
+        self.wakeup = None
+        if wakeup is not None:
+            self.dispatcher.loop.call_soon(wakeup, self)
+        return True
+
+    # -- the dispatcher's side
+
+    cdef int go_on(self, Job job, object inner, object first) except -1:
+        """The handler has suspended: the task takes it over from here."""
+        cdef object wakeup = self.wakeup
+        self.job = job
+        job.worker = self
+        self.inner = inner
+        self.first = first
+        self.has_first = True
+        self.wakeup = None
+        if wakeup is not None:
+            wakeup(self)  # steps the task, which takes `first` to wait on; runs no handler code
+        return 0
+
+    cdef int retire(self) except -1:
+        """Parked and no longer needed: the task ends by itself."""
+        cdef object wakeup = self.wakeup
+        self.retired = True
+        if wakeup is not None:
+            self.wakeup = None
+            self.dispatcher.loop.call_soon(wakeup, self)
+        return 0
+
+
+from collections.abc import Coroutine
+
+Coroutine.register(Worker)
+
+
+@cython.final
+cdef class Dispatcher(Acceptor):
+    """Handlers, and the limits under which they run.
+
+    `concurrency`: async handlers that may be suspended at once (default 1,024);
+    beyond it packets queue, the most urgent first. `max_queue`: packets that may
+    wait (default 8,192), `max_queue_bytes`: and their bytes (default 64 MiB);
+    beyond them the answer is PF429. `expose_errors`: handlers' exception texts
+    go to the submitter (default True). `on_slow`: called with ``(key, ms)``
+    after a handler kept the loop for over 100 ms.
+    """
+
+    def __init__(self, *, Py_ssize_t concurrency=1024, Py_ssize_t max_queue=8192,
+                 Py_ssize_t max_queue_bytes=67108864, bint expose_errors=True, on_slow=None):
+        if concurrency < 1:
+            raise ValueError(f"concurrency: expected at least 1, got {concurrency}")
+        if max_queue < 0:
+            raise ValueError(f"max_queue: expected 0 or more, got {max_queue}")
+        self.concurrency = concurrency
+        self.max_queue = max_queue
+        self.max_queue_bytes = max_queue_bytes
+        self.expose_errors = expose_errors
+        self.on_slow = on_slow
+        self.queue = PriorityHeap()
+        self.table = [None] * 8
+        self.handlers = {}
+        self.parked = []
+
+    # -- handlers
+
+    def register(self, Handler handler not None):
+        """Adds a handler, in place of an earlier one for the same key."""
+        self.handlers[handler.key] = handler
+        self._rebuild()
+
+    def unregister(self, str key not None):
+        """Takes a handler out; KeyError if there is none."""
+        del self.handlers[key]
+        self._rebuild()
+
+    @property
+    def keys(self):
+        """The keys that have a handler, sorted: ``["df:transform"]``."""
+        return sorted(self.handlers)
+
+    def _rebuild(self):
+        cdef Py_ssize_t size = 8
+        cdef uint64_t at
+        cdef Handler handler
+        while size < 2 * len(self.handlers) + 1:
+            size *= 2
+        cdef list table = [None] * size
+        for handler in self.handlers.values():
+            at = handler.hash & <uint64_t>(size - 1)
+            while table[at] is not None:
+                at = (at + 1) & <uint64_t>(size - 1)
+            table[at] = handler
+        self.table = table
+
+    cdef Handler find(self, FrameReader reader):
+        """The packet's handler or None; makes no strings."""
+        cdef uint64_t hash = _hash_of(reader.group, reader.element.p, reader.element.n)
+        cdef uint64_t mask = <uint64_t>(len(self.table) - 1)
+        cdef uint64_t at = hash & mask
+        cdef Handler handler
+        while True:
+            handler = <Handler>self.table[at]
+            if handler is None:
+                return None
+            if (handler.hash == hash and handler.group == reader.group
+                    and PyBytes_GET_SIZE(handler.element) == reader.element.n
+                    and memcmp(PyBytes_AS_STRING(handler.element), reader.element.p, <size_t>reader.element.n) == 0):
+                return handler
+            at = (at + 1) & mask
+
+    # -- life
+
+    def start(self, loop):
+        """Handlers run on `loop` from now on, in copies of the present context."""
+        self.loop = loop
+        self.base = PyContext_CopyCurrent()
+        self.draining = False
+
+    @property
+    def queued(self):
+        """Packets that wait for their turn."""
+        return len(self.queue)
+
+    async def drain(self, timeout):
+        """No new packets (PF503); waits up to `timeout` seconds for the accepted ones, True if all ended."""
+        self.draining = True
+        if self.running == 0 and len(self.queue) == 0:
+            return True
+        self.idle = self.loop.create_future()
+        try:
+            async with asyncio.timeout(timeout):
+                await self.idle
+            return True
+        except TimeoutError:
+            return False
+        finally:
+            self.idle = None
+
+    def stop(self):
+        """Ends the parked workers. Call once the links are gone."""
+        cdef Worker worker
+        for worker in self.parked:
+            worker.retire()
+        self.parked.clear()
+        if self.spare is not None:
+            self.spare.retire()
+            self.spare = None
+
+    # -- accepting
+
+    cdef int begin_batch(self, int64_t now) noexcept:
+        self.slice_ends = now + SLICE
+        return 0
+
+    cdef int accept(self, Engine engine, FrameReader reader, int64_t now) except -1:
+        cdef Handler handler = self.find(reader)
+        cdef object data
+        cdef Packet packet = None
+        cdef Span* span = &reader.fields[<int>F_DATA]
+        if handler is None:
+            return engine.respond_error(
+                reader.seq, reader.id.p, reader.id.n, "PF001",
+                f"no handler for {group_code(reader.group)}:{text_to_str(reader.element.p, reader.element.n, True)}",
+                None, 0)
+        if self.draining:
+            return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF503",
+                                        "shutting down: no new packets", None, 0)
+        if reader.fields[<int>F_DEPENDENCIES].kind == Kind.ARRAY and reader.fields[<int>F_DEPENDENCIES].n > 2:
+            return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF424",
+                                        "dependencies are not tracked here: submit after they have succeeded", None, 0)
+        # decoded even if it will wait: bad data is refused at once, and the frame's bytes are borrowed
+        try:
+            if handler.decoder is None or (handler.plain_str and span.kind == Kind.STRING):
+                data = decode_span(span, None)
+            else:
+                data = decode_span(span, handler.decoder)
+            if handler.wants_packet:
+                packet = new_packet(reader, data)
+        except _ValidationError as error:
+            return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF400", f"data: {error}", None, 0)
+        except RecursionError:
+            return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF400",
+                                        "data: nested too deep", None, 0)
+        if self.running >= self.concurrency or self.queue.size > 0 or now >= self.slice_ends:
+            return self._enqueue(engine, reader, handler, data, packet, now)
+        if engine.inbound.count > 0 and engine.inbound.find_id(reader.id.p, reader.id.n) >= 0:
+            return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF409",
+                                        "a packet with this id is already in flight", None, 0)
+        return self._run(engine, handler, reader.seq, reader.id.p, reader.id.n, data, packet,
+                         now + (reader.timeout_ms if reader.timeout_ms > 0 else DEFAULT_TIMEOUT_MS) * MILLISECOND,
+                         None, now)
+
+    cdef int _enqueue(self, Engine engine, FrameReader reader, Handler handler, object data, Packet packet,
+                      int64_t now) except -1:
+        cdef Job job
+        cdef Py_ssize_t cost = reader._length + 512
+        if len(self.queue) >= self.max_queue or cost > self.max_queue_bytes - self.queue_bytes \
+                or engine.inbound.count >= engine.window:
+            return engine.respond_error(
+                reader.seq, reader.id.p, reader.id.n, "PF429",
+                f"{len(self.queue)} packets wait already, the most that may is {self.max_queue}"
+                f" (this connection: {engine.inbound.count} of {engine.window})", {"retry_after_ms": 100}, 0)
+        job = Job.__new__(Job)
+        job.engine = engine
+        job.handler = handler
+        job.seq = reader.seq
+        job.data = data
+        job.packet = packet
+        job.cost = cost
+        job.number = engine.keep(
+            job, reader.id.p, reader.id.n,
+            now + (reader.timeout_ms if reader.timeout_ms > 0 else DEFAULT_TIMEOUT_MS) * MILLISECOND)
+        if job.number == 0:
+            return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF409",
+                                        "a packet with this id is already in flight", None, 0)
+        job.entry = self.queue.push(job, reader.priority)
+        self.queue_bytes += cost
+        return self._schedule()
+
+    cdef int _schedule(self) except -1:
+        """Queued jobs get a turn in the loop's next iteration, if there is room for one."""
+        if not self.scheduled and self.running < self.concurrency and len(self.queue) > 0:
+            self.scheduled = True
+            self.loop.call_soon(self.run_queue)
+        return 0
+
+    def run_queue(self):
+        """Starts queued jobs, the most urgent first, for one slice of time."""
+        cdef Job job
+        cdef Engine engine
+        cdef int64_t now = pf_monotonic_ns()
+        cdef int64_t end = now + SLICE
+        self.scheduled = False
+        while self.running < self.concurrency and len(self.queue) > 0 and now < end:
+            job = <Job>self.queue.pop()
+            job.entry = None
+            self.queue_bytes -= job.cost
+            engine = job.engine
+            self._run(engine, job.handler, job.seq, NULL, 0, job.data, job.packet, 0, job, now)
+            now = pf_monotonic_ns()
+        self._schedule()
+        self._check_idle()
+
+    # -- running
+
+    cdef Worker _take_worker(self):
+        cdef Worker worker
+        while self.parked:
+            worker = <Worker>self.parked.pop()
+            # its own reference and that of the wake-up: one more, and the last handler kept the task
+            if worker.wakeup is not None and Py_REFCNT(worker.task) <= 2:
+                return worker
+            worker.retire()
+        worker = Worker.__new__(Worker)
+        worker.dispatcher = self
+        worker.context = PyContext_Copy(self.base)
+        worker.task = _Task(worker, loop=self.loop, context=worker.context, name="packetflow-handler")
+        return worker
+
+    cdef int _run(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+                  object data, Packet packet, int64_t deadline, Job job, int64_t now) except -1:
+        """Calls the handler and answers, or leaves it with a worker. `job` is None when called inline."""
+        cdef Worker worker = self.spare
+        cdef object value = None
+        cdef object error = None
+        cdef object inner = None
+        cdef object task
+        cdef PyObject* out = NULL
+        cdef PySendResult status
+        cdef Py_ssize_t references
+        cdef bint suspended = False
+        if worker is None:
+            worker = self._take_worker()
+            self.spare = worker
+        task = worker.task
+        references = Py_REFCNT(task)
+        PyContext_Enter(worker.context)
+        try:
+            value = handler.function(data, packet) if handler.wants_packet else handler.function(data)
+            if PyCoro_CheckExact(value) or pf_is_awaitable(value):
+                inner = value if PyCoro_CheckExact(value) else value.__await__()
+                value = None
+                _enter_task(self.loop, task)
+                try:
+                    status = PyIter_Send(<PyObject*>inner, Py_None, &out)
+                    if status == PYGEN_ERROR:
+                        error = pf_take_error()
+                    else:
+                        value = pf_steal(out)
+                        suspended = status == PYGEN_NEXT
+                finally:
+                    _leave_task(self.loop, task)
+        except BaseException as raised:
+            error = raised
+        finally:
+            PyContext_Exit(worker.context)
+        if suspended:
+            self.spare = None
+            if job is None:
+                job = Job.__new__(Job)
+                job.engine = engine
+                job.handler = handler
+                job.seq = seq
+                job.number = engine.keep(job, packet_id, n, deadline)
+            job.started = now
+            job.data = None
+            job.packet = None
+            self.running += 1
+            worker.go_on(job, inner, value)
+            return 0
+        inner = None
+        if Py_REFCNT(task) > references or not PyObject_RichCompareBool(worker.context, self.base, Py_EQ):
+            # someone kept the task, or set a context variable: not for the next handler
+            self.spare = None
+            worker.retire()
+        if error is None:
+            self._answer(engine, handler, seq, packet_id, n, job, value, now)
+        else:
+            self._answer_error(engine, handler, seq, packet_id, n, job, error, now)
+            if not isinstance(error, Exception) and not isinstance(error, _CancelledError):
+                raise error
+        return 0
+
+    cdef int _answer(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+                     Job job, object value, int64_t started) except -1:
+        cdef int64_t now = pf_monotonic_ns()
+        cdef int64_t took = now - started
+        if took > SLOW and job is None and self.on_slow is not None:
+            self.on_slow(handler.key, took // MILLISECOND)
+        if handler.check is not None and type(value) is not handler.returns:
+            try:
+                value = handler.check(value)
+            except Exception as error:
+                return self._answer_error(engine, handler, seq, packet_id, n, job, error, started)
+        self.completed += 1
+        engine.now = now
+        if job is None:
+            return engine.respond(seq, packet_id, n, value, took // MILLISECOND)
+        engine.finish(job.number, seq, value, took // MILLISECOND)
+        return 0
+
+    cdef int _answer_error(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id,
+                           Py_ssize_t n, Job job, object error, int64_t started) except -1:
+        cdef int64_t now = pf_monotonic_ns()
+        cdef int64_t took = (now - started) // MILLISECOND
+        cdef str code = "PF500"
+        cdef object details = None
+        self.failed += 1
+        engine.now = now
+        if isinstance(error, PacketFlowError):
+            # a handler may answer with any code of the protocol
+            code = error.code
+            message = error.message
+            details = error.details
+        elif isinstance(error, _CancelledError):
+            message = "the handler was cancelled"
+        elif self.expose_errors:
+            try:
+                message = str(error) or type(error).__name__
+            except Exception:
+                message = type(error).__name__
+        else:
+            message = "the handler failed"
+        if job is None:
+            return engine.respond_error(seq, packet_id, n, code, message, details, took)
+        engine.finish_error(job.number, seq, code, message, details, took)
+        return 0
+
+    cdef int _job_done(self, Job job) except -1:
+        """A handler that had suspended has ended."""
+        self.running -= 1
+        self._schedule()
+        return self._check_idle()
+
+    cdef int _check_idle(self) except -1:
+        if self.idle is not None and self.running == 0 and len(self.queue) == 0 and not self.idle.done():
+            self.idle.set_result(None)
+        return 0
+
+    cdef int drop(self, Engine engine, object job, int why) except -1:
+        """Nobody waits for this job's answer any more: it need not start, or is cancelled."""
+        cdef Job dropped = <Job>job
+        if dropped.entry is not None:
+            self.queue.remove(<HeapEntry>dropped.entry)
+            self.queue_bytes -= dropped.cost
+            dropped.entry = None
+            return self._check_idle()
+        if dropped.worker is not None:
+            dropped.worker.task.cancel()
+        return 0

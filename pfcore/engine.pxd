@@ -1,0 +1,134 @@
+# One connection's rules, without I/O and without a clock: whole messages in,
+# framed bytes out, `now` (nanoseconds, monotonic) as an argument.
+#
+#   OFFLINE --connected--> OPEN --disconnected--> OFFLINE      (a reactor's: it dials again)
+#      |                    |
+#      +------- close ------+------------------> CLOSED        (final)
+#
+# Order of calls, for whoever drives it (link does):
+#   connected(now)                    once the handshake is done
+#   receive(p, n, now)                for every whole message, then, when no more has arrived:
+#   fire_ready()                      resumes whoever waits for what arrived
+#   pump(now)                         sends submits that waited for room
+#   ... write `out` and clear it
+#   tick(now)                         when `wake_at()` has come; afterwards as above
+#   disconnected(message, now)        when the connection has gone, however it went
+# After each of these look at `fatal`: once set, the connection is to be closed
+# with that WebSocket close code.
+#
+# OFFLINE accepts submits, too: they wait, within the bound and their deadline,
+# for the connection. What was sent when the connection goes fails with PF502.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t
+
+from pfcore.buffers cimport OutputBuffer
+from pfcore.frames cimport FrameReader
+from pfcore.heap cimport PriorityHeap
+from pfcore.pending cimport PendingTable
+from pfcore.reply cimport Canceller, Reply, Want
+
+cdef enum EngineState:
+    OFFLINE = 0
+    OPEN = 1
+    CLOSED = 2
+
+# What an engine gives incoming packets to.
+cdef class Acceptor:
+    # The packet in `reader` (borrowed). Answers with the engine's `respond` methods, now or later.
+    cdef int accept(self, Engine engine, FrameReader reader, int64_t now) except -1
+    # An accepted packet's deadline has passed (expired) or its submitter has cancelled it,
+    # or the connection has gone. `job` is what was given to `keep`; it is no longer kept.
+    cdef int drop(self, Engine engine, object job, int why) except -1
+
+cdef enum DropReason:
+    EXPIRED = 0
+    CANCELLED_BY_PEER = 1
+    DISCONNECTED = 2
+
+cdef class Engine(Canceller):
+    cdef:
+        # -- settings
+        readonly bint client         # masks, as the side that dialled must
+        readonly Py_ssize_t max_frame    # bytes of a message, ours and theirs
+        readonly int max_depth
+        readonly int64_t window      # submits that we take at once: announced
+        readonly object name         # our reactor id: announced
+        object loop                  # handed to replies, otherwise untouched; None in simulations
+        int64_t heartbeat_ns         # interval of heartbeats
+        int64_t silence_ns           # silence after which we ping, and then wait as long again
+        # -- parts
+        OutputBuffer out             # messages ready to be written
+        FrameReader reader
+        PendingTable pending         # our submits, waiting or sent
+        PriorityHeap waiting         # of them, those not sent: [Reply, frame bytes]
+        PendingTable inbound         # their packets that are kept, by our own numbers
+        Acceptor acceptor            # None: every packet is answered with PF001
+        object on_heartbeat          # callable(payload dict) or None
+        object wake                  # callable(): output or timers have changed outside a batch; or None
+        list ready                   # replies that ended and have someone waiting
+        # -- state
+        uint8_t state                # EngineState
+        bint paused                  # the transport takes no more for now
+        bint in_batch                # whoever drives us flushes soon: no need to `wake`
+        bint sent_since_wake         # `wake` was called and has not yet been answered by a flush
+        readonly int fatal           # close code once the connection must go, 0
+        readonly object fatal_reason # str
+        int64_t now                  # the latest `now`
+        public int64_t wall_offset   # ns from `now` to the Unix epoch's clock, for heartbeats' timestamps
+        int64_t earliest             # `wake_at` as far as it is known, -1: look
+        int64_t last_heard           # when a byte last came
+        int64_t ping_sent            # when we last pinged into silence, -1
+        int64_t next_heartbeat
+        list capabilities            # ["df:transform"] to announce, or None
+        # -- what the peer has announced
+        readonly object peer_name    # reactor id, None
+        readonly int64_t peer_window # submits it takes at once, 0: it did not say
+        readonly bint peer_cancels   # it understands PF499
+        readonly object peer_capabilities
+        # -- counts
+        readonly int64_t submitted   # submits sent
+        readonly int64_t answered    # results that ended a submit
+        readonly int64_t handled     # packets of theirs that were answered
+        readonly int64_t unasked     # results and errors for nothing that is pending: dropped
+        readonly int64_t refused     # their frames that were not valid
+        int64_t strikes              # frames refused since the last heartbeat that named no packet
+
+    # Raises InvalidPacket, TooLarge's code through InvalidPacket, or PendingFull. `now` in ns.
+    cdef Reply submit(self, bytes address, object data, int priority, int64_t timeout_ms,
+                      bytes packet_id, bytes extra, Want want, int64_t now)
+    cdef int receive(self, const unsigned char* p, Py_ssize_t n, int64_t now) except -1
+    cdef int fire_ready(self) except -1
+    cdef int pump(self, int64_t now) except -1
+    cdef int tick(self, int64_t now) except -1
+    cdef int64_t wake_at(self) noexcept
+
+    # Answers to the packet that `receive` is just handing over, or to a kept one.
+    cdef int respond(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+                     object data, int64_t duration_ms) except -1
+    cdef int respond_error(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+                           object code, object message, object details, int64_t duration_ms) except -1
+    # Keeps a packet for later: returns the number to answer it under, or 0 if an equal id is kept already.
+    cdef int64_t keep(self, object job, const unsigned char* packet_id, Py_ssize_t n, int64_t deadline) except -1
+    # Answers a kept packet, once; False if it is no longer kept.
+    cdef bint finish(self, int64_t number, int64_t seq, object data, int64_t duration_ms) except -1
+    cdef bint finish_error(self, int64_t number, int64_t seq, object code, object message, object details,
+                           int64_t duration_ms) except -1
+
+    cdef int ping_received(self, const unsigned char* p, Py_ssize_t n) except -1
+    cdef int note_output(self) except -1
+
+    # -- private
+    cdef bint _room(self) noexcept
+    cdef int _fail_frame(self, int64_t now) except -1
+    cdef int _on_result(self) except -1
+    cdef int _on_error(self) except -1
+    cdef int _on_heartbeat(self) except -1
+    cdef int _settle(self, Reply reply) except -1
+    cdef int _send_heartbeat(self) except -1
+    cdef int _send_error(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+                         object code, object message) except -1
+    cdef int _die(self, int close_code, object reason) except -1
+    cdef int _overflow(self, object error) except -1
+    cdef int _fail_sent(self, object code, object message, bint waiting_too) except -1
+    cdef int _drop_inbound(self) except -1
+    cdef int _expire_inbound(self, int32_t slot) except -1

@@ -1,0 +1,720 @@
+"""One connection's rules without I/O or clock. See ``engine.pxd`` for states and call order."""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memcmp
+
+from pfcore.buffers cimport OP_PING, OP_PONG, OP_TEXT, OutputBuffer
+from pfcore.frames cimport (
+    F_CAPABILITIES,
+    F_CODE,
+    F_DATA,
+    F_DETAILS,
+    F_ERROR,
+    F_EXT,
+    F_MESSAGE,
+    F_PACKET_ID,
+    F_REACTOR,
+    FrameReader,
+    MessageType,
+    Packet,
+    check_address,
+    check_priority,
+    check_timeout,
+    encode_extra,
+    new_result,
+    packet_address,
+    packet_from,
+    put_error,
+    put_failure,
+    put_heartbeat,
+    put_result,
+    put_submit,
+    text_to_str,
+)
+from pfcore.heap cimport HeapEntry, PriorityHeap
+from pfcore.ids cimport ID_LENGTH, write_id
+from pfcore.pending cimport PendingTable
+from pfcore.reply cimport Reply, ReplyState, Want, new_reply
+from pfcore.scan cimport Kind
+
+from pfcore.errors import InvalidPacket, exception_for
+from pfcore.pending import PendingFull
+
+__all__ = ["Engine"]
+
+cdef enum:
+    MILLISECOND = 1000000        # ns
+    DEFAULT_TIMEOUT_MS = 29500   # reference reactors stop listening at 30,000
+    GRACE_MS = 1000              # the gateway's clock decides; give its answer time to arrive
+    SEND_AHEAD = 1048576         # bytes of unsent output beyond which submits wait
+    STRIKES = 100                # refused frames without a packet between two heartbeats
+    CLOSE_POLICY = 1008
+    CLOSE_TOO_BIG = 1009
+    CLOSE_GOING_AWAY = 1001
+
+
+cdef class Acceptor:
+    """Base of what handles a connection's incoming packets."""
+
+    cdef int accept(self, Engine engine, FrameReader reader, int64_t now) except -1:
+        raise NotImplementedError
+
+    cdef int drop(self, Engine engine, object job, int why) except -1:
+        return 0
+
+
+@cython.final
+cdef class Engine(Canceller):
+    """One connection's protocol state.
+
+    `client`: this side dialled. `max_frame`: bytes of a message, 1 KiB to 256
+    MiB (default 1 MiB). `max_depth`: levels of nesting (default 64). `window`:
+    packets taken at once (default 4,096). `max_pending`: own submits
+    unanswered (default 131,072). `max_buffer`: bytes of output that may wait
+    for the peer to read (default 16 MiB). `heartbeat`: seconds between
+    heartbeats (default 30). `silence`: seconds of silence before a ping, and
+    again before the connection counts as dead (default 20). `loop`: the event
+    loop that replies belong to, None for simulations. `now`: nanoseconds.
+    """
+
+    def __init__(self, *, bint client, name=None, acceptor=None, Py_ssize_t max_frame=1048576, int max_depth=64,
+                 int64_t window=4096, Py_ssize_t max_pending=131072, Py_ssize_t max_buffer=16777216,
+                 double heartbeat=30, double silence=20, loop=None, on_heartbeat=None, int64_t now=0):
+        if not 1024 <= max_frame <= 1 << 28:
+            raise ValueError(f"max_frame: expected 1,024 to 2^28 bytes, got {max_frame}")
+        if not 1 <= window <= 1 << 24:
+            raise ValueError(f"window: expected 1 to 2^24, got {window}")
+        if not (heartbeat > 0 and silence > 0):
+            raise ValueError(f"heartbeat, silence: expected seconds above 0, got {heartbeat} and {silence}")
+        if max_buffer < 2 * max_frame:
+            raise ValueError(f"max_buffer: expected at least two frames ({2 * max_frame} bytes), got {max_buffer}")
+        self.client = client
+        self.name = name
+        self.acceptor = acceptor
+        self.max_frame = max_frame
+        self.max_depth = max_depth
+        self.window = window
+        self.loop = loop
+        self.on_heartbeat = on_heartbeat
+        self.heartbeat_ns = <int64_t>(heartbeat * 1e9)
+        self.silence_ns = <int64_t>(silence * 1e9)
+        self.out = OutputBuffer(masked=client, limit=max_buffer)
+        self.reader = FrameReader(max_depth=max_depth)
+        self.pending = PendingTable(bound=max_pending, now=now)
+        self.waiting = PriorityHeap()  # bounded by `pending`, which holds the same submits
+        self.inbound = PendingTable(bound=1 << 24, now=now)
+        self.ready = []
+        self.state = EngineState.OFFLINE
+        self.now = now
+        self.earliest = -1
+        self.ping_sent = -1
+        self.last_heard = now
+        self.next_heartbeat = now
+
+    # -- state changes
+
+    def connected(self, int64_t now):
+        """The handshake is done: the first heartbeat goes out, and what waited follows."""
+        if self.state != EngineState.OFFLINE:
+            raise RuntimeError(f"connected: expected an offline engine, it is {self.state_name}")
+        self.state = EngineState.OPEN
+        self.now = now
+        self.fatal = 0
+        self.fatal_reason = None
+        self.paused = False
+        self.strikes = 0
+        self.peer_name = None
+        self.peer_window = 0
+        self.peer_cancels = False
+        self.peer_capabilities = None
+        self.last_heard = now
+        self.ping_sent = -1
+        self.out.clear()
+        self._send_heartbeat()
+        self.pump(now)
+
+    def disconnected(self, str message, int64_t now):
+        """The connection has gone: what was sent fails with PF502; what waits, waits on."""
+        if self.state != EngineState.OPEN:
+            return
+        self.state = EngineState.OFFLINE
+        self.now = now
+        self.out.release()
+        self._fail_sent("PF502", message, False)
+        self._drop_inbound()
+        self.earliest = -1
+
+    def close(self, str code, str message):
+        """For good: every submit that is left fails with `code`."""
+        if self.state == EngineState.CLOSED:
+            return
+        self.state = EngineState.CLOSED
+        self.out.release()
+        self._fail_sent(code, message, True)
+        self._drop_inbound()
+
+    @property
+    def state_name(self):
+        """``"offline"``, ``"open"`` or ``"closed"``."""
+        return ("offline", "open", "closed")[self.state]
+
+    @property
+    def in_flight(self):
+        """Own submits that were sent and not yet answered."""
+        return self.pending.count - len(self.waiting)
+
+    @property
+    def queued(self):
+        """Own submits that wait for room or for the connection."""
+        return len(self.waiting)
+
+    @property
+    def handling(self):
+        """The peer's packets that are queued or running here."""
+        return self.inbound.count
+
+    def announce(self, capabilities):
+        """Sets what heartbeats list from now on (an iterable of "group:element"), and says so at once."""
+        self.capabilities = None if capabilities is None else list(capabilities)
+        if self.state == EngineState.OPEN:
+            self._send_heartbeat()
+            self.note_output()
+
+    cdef int _fail_sent(self, object code, object message, bint waiting_too) except -1:
+        """Ends every submit that was sent, or every submit."""
+        cdef PendingTable table = self.pending
+        cdef int32_t slot
+        cdef Reply reply
+        for slot in range(table.used):
+            if table.entries[slot].seq == 0:
+                continue
+            reply = <Reply>table.entries[slot].waiter
+            if reply.entry is None or waiting_too:
+                if reply.entry is not None:
+                    self.waiting.remove(<HeapEntry>reply.entry)
+                table.take_slot(slot)
+                reply.fail(code, message, None)
+                self._settle(reply)
+        return 0
+
+    cdef int _drop_inbound(self) except -1:
+        cdef PendingTable table = self.inbound
+        cdef int32_t slot
+        for slot in range(table.used):
+            if table.entries[slot].seq != 0:
+                job = table.take_slot(slot)
+                if self.acceptor is not None:
+                    self.acceptor.drop(self, job, DropReason.DISCONNECTED)
+        return 0
+
+    cdef int _die(self, int close_code, object reason) except -1:
+        """The connection must go; whoever drives us sees to it."""
+        if self.fatal == 0:
+            self.fatal = close_code
+            self.fatal_reason = reason
+            self.note_output()
+        return 0
+
+    cdef int _overflow(self, object error) except -1:
+        """The peer does not read and our buffer is full."""
+        self.out.cancel_message()
+        return self._die(CLOSE_POLICY, f"the peer does not read: {error}")
+
+    cdef int note_output(self) except -1:
+        """There is something to write, or a timer to set, and nobody is about to look."""
+        if not self.in_batch and not self.sent_since_wake and self.wake is not None:
+            self.sent_since_wake = True
+            self.wake()
+        return 0
+
+    cdef int _settle(self, Reply reply) except -1:
+        """A reply has ended: its waiter is resumed at the end of the batch."""
+        if reply.callback is not None:
+            self.ready.append(reply)
+            self.note_output()
+        return 0
+
+    # -- submitting
+
+    cdef bint _room(self) noexcept:
+        return (self.state == EngineState.OPEN and not self.paused and self.out.size < SEND_AHEAD
+                and (self.peer_window == 0 or self.pending.count - self.waiting.size < self.peer_window))
+
+    cdef Reply submit(self, bytes address, object data, int priority, int64_t timeout_ms,
+                      bytes packet_id, bytes extra, Want want, int64_t now):
+        cdef Reply reply = new_reply(self.loop, self, want)
+        cdef unsigned char[ID_LENGTH] text
+        cdef const unsigned char* id_bytes = text
+        cdef Py_ssize_t id_length = ID_LENGTH
+        cdef int64_t deadline = now + (GRACE_MS + (timeout_ms if timeout_ms > 0 else DEFAULT_TIMEOUT_MS)) * MILLISECOND
+        cdef int32_t slot
+        cdef OutputBuffer out = self.out
+        cdef bint direct
+        if self.state == EngineState.CLOSED:
+            raise exception_for("PF502", "the connection is closed")
+        if packet_id is None:
+            write_id(text)
+        else:
+            id_bytes = <const unsigned char*>PyBytes_AS_STRING(packet_id)
+            id_length = PyBytes_GET_SIZE(packet_id)
+            if self.pending.find_id(id_bytes, id_length) >= 0:
+                raise exception_for("PF409", f"the id {packet_id.decode()!r} is already in flight")
+        try:
+            slot = self.pending.insert(reply, id_bytes, id_length, deadline)
+        except PendingFull as full:
+            raise exception_for("PF429", f"{full}; wait for answers, or submit through map", {"retry_after_ms": 100})
+        reply.seq = self.pending.entries[slot].seq
+        reply.timeout_ms = timeout_ms
+        direct = self.waiting.size == 0 and self._room()
+        try:
+            if not direct:
+                out = OutputBuffer(limit=self.max_frame + 65536)
+            out.begin_message()
+            put_submit(out, reply.seq, id_bytes, id_length, address, data, priority, timeout_ms, extra, self.max_depth)
+            if out.message_size() > self.max_frame:
+                raise exception_for(
+                    "PF413", f"the packet makes a frame of {out.message_size()} bytes, the most is {self.max_frame}")
+            if direct:
+                out.end_message(OP_TEXT)
+                self.submitted += 1
+            else:
+                reply.entry = self.waiting.push(
+                    (reply, PyBytes_FromStringAndSize(<char*>out.data + out.opened + (out.size - out.opened
+                     - out.message_size()), out.message_size())), priority)
+        except BaseException as error:
+            out.cancel_message()
+            reply.owner = None
+            # encoding may run the user's code; the table may have changed meanwhile
+            slot = self.pending.find_seq(reply.seq)
+            if slot >= 0:
+                self.pending.take_slot(slot)
+            if isinstance(error, BufferError):
+                raise exception_for("PF413", f"the packet is larger than {self.max_frame} bytes") from None
+            raise
+        if self.earliest < 0 or deadline < self.earliest:
+            self.earliest = deadline
+        if not self.in_batch:
+            self.note_output()
+        return reply
+
+    cdef int pump(self, int64_t now) except -1:
+        cdef Reply reply
+        cdef bytes frame
+        self.now = now
+        while self.waiting.size > 0 and len(self.waiting) > 0 and self._room():
+            reply, frame = self.waiting.pop()
+            reply.entry = None
+            self.out.begin_message()
+            try:
+                self.out.put(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+                self.out.end_message(OP_TEXT)
+            except BufferError as error:
+                self._overflow(error)
+                return 0
+            self.submitted += 1
+        return 0
+
+    cdef int cancel_submit(self, int64_t seq) except -1:
+        """The submitter has given up: forget it here, and say so where the peer understands."""
+        cdef int32_t slot = self.pending.find_seq(seq)
+        cdef Reply reply
+        if slot < 0:
+            return 0
+        reply = <Reply>self.pending.entries[slot].waiter
+        if reply.entry is not None:
+            self.waiting.remove(<HeapEntry>reply.entry)
+            reply.entry = None
+        elif self.state == EngineState.OPEN and self.peer_cancels:
+            self._send_error(seq, self.pending.id_of(slot), self.pending.entries[slot].id_length,
+                             "PF499", "cancelled by the submitter")
+        self.pending.take_slot(slot)
+        self.note_output()
+        return 0
+
+    # -- receiving
+
+    cdef int receive(self, const unsigned char* p, Py_ssize_t n, int64_t now) except -1:
+        cdef FrameReader reader = self.reader
+        self.now = now
+        self.last_heard = now
+        self.ping_sent = -1
+        if self.state != EngineState.OPEN or self.fatal != 0:
+            return 0
+        if reader.read(p, n) < 0:
+            return self._fail_frame(now)
+        if n > self.max_frame:
+            reader.error_code = b"PF413"
+            reader.where = b"the frame"
+            reader.expected = b"fewer bytes: it is too large"
+            reader.offset = -1
+            return self._fail_frame(now)
+        if reader.type == MessageType.RESULT:
+            return self._on_result()
+        if reader.type == MessageType.SUBMIT:
+            if self.acceptor is None:
+                return self.respond_error(reader.seq, reader.id.p, reader.id.n, "PF001", "no handlers here", None, 0)
+            return self.acceptor.accept(self, reader, now)
+        if reader.type == MessageType.ERROR:
+            return self._on_error()
+        return self._on_heartbeat()
+
+    cdef int _fail_frame(self, int64_t now) except -1:
+        """A frame that is not valid: refuse the packet, or the frame, or end the submit it answers."""
+        cdef FrameReader reader = self.reader
+        cdef int32_t slot
+        cdef Reply reply
+        error = reader.error()
+        self.refused += 1
+        if reader.type == MessageType.SUBMIT and reader.id.n > 0 and reader.seq > 0:
+            return self.respond_error(reader.seq, reader.id.p, reader.id.n, error.code, error.message, None, 0)
+        if reader.type == MessageType.RESULT:
+            slot = self.pending.find_seq(reader.seq)
+            if slot < 0 and reader.id.n > 0:
+                slot = self.pending.find_id(reader.id.p, reader.id.n)
+            if slot >= 0 and (<Reply>self.pending.entries[slot].waiter).entry is None:
+                reply = <Reply>self.pending.take_slot(slot)
+                reply.fail("PF502", f"the peer's answer is malformed: {error.message}", None)
+                return self._settle(reply)
+        self.strikes += 1
+        if self.strikes > STRIKES:
+            return self._die(CLOSE_POLICY, f"more than {STRIKES} invalid frames; the last: {error.message}"[:120])
+        if reader.type == MessageType.ERROR:
+            return 0  # an error about an error would go on for ever
+        return self._send_error(reader.seq if reader.seq > 0 else 0, NULL, 0, error.code, error.message)
+
+    cdef int _on_result(self) except -1:
+        cdef FrameReader reader = self.reader
+        cdef PendingTable table = self.pending
+        cdef int32_t slot = table.find_seq(reader.seq)
+        cdef Reply reply
+        if slot < 0 or table.entries[slot].id_length != reader.id.n or memcmp(
+                table.id_of(slot), reader.id.p, <size_t>reader.id.n) != 0:
+            # reference reactors answer with seq 0; some other seq is no better
+            slot = table.find_id(reader.id.p, reader.id.n)
+        if slot < 0 or (<Reply>table.entries[slot].waiter).entry is not None:
+            self.unasked += 1
+            return 0
+        reply = <Reply>table.take_slot(slot)
+        self.answered += 1
+        if reader.success and reply.want == Want.WANT_DATA:
+            reply.resolve(reader.decode(F_DATA))
+        else:
+            reply.resolve(new_result(
+                reader.id.p, reader.id.n, reader.success,
+                reader.decode(F_DATA) if reader.success else None,
+                None if reader.success else reader.decode(F_ERROR), reader.duration_ms))
+        if reply.callback is not None:
+            self.ready.append(reply)
+        return 0
+
+    cdef int _on_error(self) except -1:
+        """The peer refuses a frame of ours, or cancels a packet of its own."""
+        cdef FrameReader reader = self.reader
+        cdef int32_t slot
+        cdef Reply reply
+        code = reader.decode(F_CODE)
+        if code == "PF499" and reader.id.n > 0:
+            slot = self.inbound.find_id(reader.id.p, reader.id.n)
+            if slot >= 0:
+                job = self.inbound.take_slot(slot)
+                if self.acceptor is not None:
+                    self.acceptor.drop(self, job, DropReason.CANCELLED_BY_PEER)
+                return 0
+        slot = self.pending.find_seq(reader.seq)
+        if slot >= 0 and reader.id.n > 0 and (
+                self.pending.entries[slot].id_length != reader.id.n
+                or memcmp(self.pending.id_of(slot), reader.id.p, <size_t>reader.id.n) != 0):
+            slot = -1
+        if slot < 0 or (<Reply>self.pending.entries[slot].waiter).entry is not None:
+            self.unasked += 1
+            return 0
+        reply = <Reply>self.pending.take_slot(slot)
+        message = reader.decode(F_MESSAGE)
+        details = reader.decode(F_DETAILS)
+        reply.fail(code or "PF500", message or "the peer refused the frame and said no more",
+                   details if isinstance(details, dict) else None)
+        return self._settle(reply)
+
+    cdef int _on_heartbeat(self) except -1:
+        cdef FrameReader reader = self.reader
+        extensions = reader.decode(F_EXT)
+        self.peer_cancels = extensions is not None and "cancel" in extensions
+        self.peer_window = reader.window
+        name = reader.decode(F_REACTOR)
+        if name is not None:
+            self.peer_name = name
+        self.peer_capabilities = reader.decode(F_CAPABILITIES)
+        if self.on_heartbeat is not None:
+            self.on_heartbeat(self)
+        return 0
+
+    cdef int ping_received(self, const unsigned char* p, Py_ssize_t n) except -1:
+        try:
+            self.out.begin_message()
+            self.out.put(p, n)
+            self.out.end_message(OP_PONG)
+        except BufferError as error:
+            self._overflow(error)
+        return 0
+
+    cdef int fire_ready(self) except -1:
+        """Resumes the waiters of what has ended, in order. They may submit more."""
+        cdef Reply reply
+        cdef list ready
+        cdef Py_ssize_t at = 0, n
+        while self.ready:
+            ready = self.ready
+            self.ready = []
+            n = len(ready)
+            at = 0
+            try:
+                while at < n:
+                    reply = <Reply>ready[at]
+                    at += 1
+                    reply.fire()
+            finally:
+                while at < n:  # a KeyboardInterrupt on its way out must not lose the others
+                    (<Reply>ready[at]).fire_soon()
+                    at += 1
+        return 0
+
+    # -- answering
+
+    cdef int respond(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+                     object data, int64_t duration_ms) except -1:
+        cdef OutputBuffer out = self.out
+        cdef object problem
+        if self.state != EngineState.OPEN or self.fatal != 0:
+            return 0
+        try:
+            out.begin_message()
+            put_result(out, seq, packet_id, n, data, duration_ms, self.max_depth)
+            if out.message_size() <= self.max_frame:
+                out.end_message(OP_TEXT)
+                self.handled += 1
+                if not self.in_batch:
+                    self.note_output()
+                return 0
+            problem = ("PF413", f"the result makes a frame of {out.message_size()} bytes, the most is {self.max_frame}")
+            out.cancel_message()
+        except BufferError as error:
+            if out.opened + self.max_frame > out.limit:
+                return self._overflow(error)
+            out.cancel_message()
+            problem = ("PF413", f"the result makes a frame of more than {self.max_frame} bytes")
+        except InvalidPacket as error:
+            out.cancel_message()
+            problem = ("PF500", error.message)
+        except BaseException:
+            out.cancel_message()
+            raise
+        return self.respond_error(seq, packet_id, n, problem[0], problem[1], None, duration_ms)
+
+    cdef int respond_error(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+                           object code, object message, object details, int64_t duration_ms) except -1:
+        cdef OutputBuffer out = self.out
+        cdef dict error = {"code": code, "message": message}
+        if details is not None:
+            error["details"] = details
+        if self.state != EngineState.OPEN or self.fatal != 0:
+            return 0
+        try:
+            out.begin_message()
+            try:
+                put_failure(out, seq, packet_id, n, error, duration_ms, self.max_depth)
+                if out.message_size() > self.max_frame:
+                    raise InvalidPacket("too long")
+            except InvalidPacket:
+                # a message with lone surrogates or without end; say what can be said
+                out.cancel_message()
+                out.begin_message()
+                text = str(message).encode("utf-8", "replace")[:1000].decode("utf-8", "ignore")
+                put_failure(out, seq, packet_id, n, {"code": code, "message": text}, duration_ms, self.max_depth)
+            out.end_message(OP_TEXT)
+        except BufferError as overflow:
+            return self._overflow(overflow)
+        except BaseException:
+            out.cancel_message()
+            raise
+        self.handled += 1
+        return self.note_output()
+
+    cdef int64_t keep(self, object job, const unsigned char* packet_id, Py_ssize_t n, int64_t deadline) except -1:
+        cdef int32_t slot
+        if self.inbound.find_id(packet_id, n) >= 0:
+            return 0
+        slot = self.inbound.insert(job, packet_id, n, deadline)
+        if self.earliest < 0 or deadline < self.earliest:
+            self.earliest = deadline
+            self.note_output()
+        return self.inbound.entries[slot].seq
+
+    cdef bint finish(self, int64_t number, int64_t seq, object data, int64_t duration_ms) except -1:
+        cdef int32_t slot = self.inbound.find_seq(number)
+        if slot < 0:
+            return False
+        self.respond(seq, self.inbound.id_of(slot), self.inbound.entries[slot].id_length, data, duration_ms)
+        # encoding the data may have run the user's code: look again
+        slot = self.inbound.find_seq(number)
+        if slot >= 0:
+            self.inbound.take_slot(slot)
+        return True
+
+    cdef bint finish_error(self, int64_t number, int64_t seq, object code, object message, object details,
+                           int64_t duration_ms) except -1:
+        cdef int32_t slot = self.inbound.find_seq(number)
+        if slot < 0:
+            return False
+        self.respond_error(seq, self.inbound.id_of(slot), self.inbound.entries[slot].id_length,
+                           code, message, details, duration_ms)
+        self.inbound.take_slot(slot)
+        return True
+
+    cdef int _send_error(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+                         object code, object message) except -1:
+        if self.state != EngineState.OPEN or self.fatal != 0:
+            return 0
+        try:
+            self.out.begin_message()
+            put_error(self.out, seq, packet_id, n, {"code": code, "message": message}, self.max_depth)
+            self.out.end_message(OP_TEXT)
+        except BufferError as error:
+            return self._overflow(error)
+        return self.note_output()
+
+    # -- time
+
+    cdef int _send_heartbeat(self) except -1:
+        cdef dict payload = {"timestamp": (self.now + self.wall_offset) // MILLISECOND}
+        if self.name is not None:
+            payload["reactor"] = self.name
+        if self.capabilities is not None:
+            payload["capabilities"] = self.capabilities
+        payload["window"] = self.window
+        payload["load"] = self.inbound.count
+        payload["ext"] = ["cancel"]
+        self.strikes = 0
+        self.next_heartbeat = self.now + self.heartbeat_ns
+        try:
+            self.out.begin_message()
+            put_heartbeat(self.out, self.pending.next_seq(), payload)
+            self.out.end_message(OP_TEXT)
+        except BufferError as error:
+            self._overflow(error)
+        return 0
+
+    cdef int tick(self, int64_t now) except -1:
+        """Deadlines, heartbeats, pings: whatever the time has come for."""
+        cdef int32_t slot
+        cdef Reply reply
+        self.now = now
+        slot = self.pending.due(now)
+        while slot >= 0:
+            reply = <Reply>self.pending.take_slot(slot)
+            if reply.entry is not None:
+                self.waiting.remove(<HeapEntry>reply.entry)
+                message = "the packet was never sent: no room or no connection until its deadline"
+            else:
+                message = "no answer came until one second after the deadline"
+            timeout = reply.timeout_ms or DEFAULT_TIMEOUT_MS
+            reply.fail("PF408", f"{message} ({timeout} ms)", None)
+            self._settle(reply)
+            slot = self.pending.due(now)
+        slot = self.inbound.due(now)
+        while slot >= 0:
+            if self.acceptor is not None:
+                self._expire_inbound(slot)
+            else:
+                self.inbound.take_slot(slot)
+            slot = self.inbound.due(now)
+        if self.state == EngineState.OPEN and self.fatal == 0:
+            if now >= self.next_heartbeat:
+                self._send_heartbeat()
+            if self.ping_sent >= 0:
+                if now - self.ping_sent >= self.silence_ns:
+                    self._die(CLOSE_GOING_AWAY,
+                              f"no sign of life from the peer for {(now - self.last_heard) // 1000000000} s")
+            elif now - self.last_heard >= self.silence_ns:
+                self.ping_sent = now
+                try:
+                    self.out.begin_message()
+                    self.out.end_message(OP_PING)
+                except BufferError as error:
+                    self._overflow(error)
+        self.earliest = -1
+        return 0
+
+    cdef int _expire_inbound(self, int32_t slot) except -1:
+        """Answers PF408 before the handler is told: its own answer would come too late."""
+        cdef object job = <object>self.inbound.entries[slot].waiter
+        cdef bytes packet_id = PyBytes_FromStringAndSize(
+            <const char*>self.inbound.id_of(slot), self.inbound.entries[slot].id_length)
+        self.inbound.take_slot(slot)
+        self.respond_error(job.seq, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id),
+                           "PF408", "the deadline passed before the handler finished", None, 0)
+        return self.acceptor.drop(self, job, DropReason.EXPIRED)
+
+    def heard(self, int64_t now):
+        """Bytes came, or the peer took some of ours: it lives."""
+        self.last_heard = now
+        self.ping_sent = -1
+
+    cdef int64_t wake_at(self) noexcept:
+        """When `tick` is due, in ns; -1: never."""
+        cdef int64_t best = self.pending.next_due()
+        cdef int64_t other = self.inbound.next_due()
+        if best < 0 or (0 <= other < best):
+            best = other if other >= 0 else best
+        if self.state == EngineState.OPEN:
+            if best < 0 or self.next_heartbeat < best:
+                best = self.next_heartbeat
+            other = self.last_heard + self.silence_ns if self.ping_sent < 0 else self.ping_sent + self.silence_ns
+            if other < best:
+                best = other
+        self.earliest = best
+        return best
+
+    # -- for Python: simulations and tests drive an engine with these
+
+    def submit_packet(self, packet, int64_t now):
+        """Submits a `Packet` or mapping; returns the `Reply` (of a `Result`)."""
+        cdef Packet checked = packet_from(packet)
+        self.now = now
+        return self.submit(packet_address(checked), checked.data, checked.priority, check_timeout(checked.timeout_ms),
+                           checked.id.encode(), encode_extra(checked, self.max_depth), Want.WANT_RESULT, now)
+
+    def receive_message(self, bytes message not None, int64_t now):
+        """One whole message as the peer sent it, and the end of a batch."""
+        self.in_batch = True
+        try:
+            self.receive(<const unsigned char*>PyBytes_AS_STRING(message), PyBytes_GET_SIZE(message), now)
+            self.fire_ready()
+            self.pump(now)
+        finally:
+            self.in_batch = False
+
+    def advance(self, int64_t now):
+        """Does what is due at `now`."""
+        self.in_batch = True
+        try:
+            self.tick(now)
+            self.fire_ready()
+            self.pump(now)
+        finally:
+            self.in_batch = False
+
+    def next_wake(self):
+        """When `advance` is due, in ns; None: never."""
+        cdef int64_t when = self.wake_at()
+        return None if when < 0 else when
+
+    def take_output(self):
+        """All framed bytes that are ready to be written; the buffer is empty afterwards."""
+        self.sent_since_wake = False
+        return self.out.take()
+
+    def pause(self, bint paused):
+        """The transport takes no more for now, or again."""
+        self.paused = paused

@@ -1,0 +1,173 @@
+# The frame codec: the four message types of PacketFlow v1.0 to and from bytes.
+#
+# Reading is one pass over the bytes: a FrameReader notes the span of every
+# field it knows, whatever the order of the keys, and then checks what the
+# frame's type requires. It borrows the bytes: everything in it is valid until
+# they go or until the next `read`. Nothing is decoded that nobody asks for.
+#
+#   frame      {"type": T, "seq": S, "payload": P}
+#   submit     P = {"version","id","group","element","data","priority","timeout_ms","dependencies","metadata"}
+#   result     P = {"packet_id","status","data","error","duration_ms"}
+#   error      P = {"code","message","details","packet_id"}
+#   heartbeat  P = {"timestamp","reactor","capabilities","window","load","ext"}
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t
+
+from pfcore.buffers cimport OutputBuffer
+from pfcore.scan cimport Cursor, Span
+
+cdef enum:
+    MAX_ID = 128                 # bytes of a packet id
+    MAX_ELEMENT = 64             # bytes of an element
+    MAX_DEPENDENCIES = 64
+    GROUPS = 6
+
+cdef enum MessageType:
+    UNKNOWN = 0
+    SUBMIT = 1
+    RESULT = 2
+    ERROR = 3
+    HEARTBEAT = 4
+
+cdef enum Field:
+    F_VERSION = 0
+    F_ID
+    F_GROUP
+    F_ELEMENT
+    F_DATA
+    F_PRIORITY
+    F_TIMEOUT
+    F_DEPENDENCIES
+    F_METADATA
+    F_PACKET_ID
+    F_STATUS
+    F_ERROR
+    F_DURATION
+    F_CODE
+    F_MESSAGE
+    F_DETAILS
+    F_TIMESTAMP
+    F_REACTOR
+    F_CAPABILITIES
+    F_WINDOW
+    F_LOAD
+    F_EXT
+    FIELDS                       # how many there are
+
+# Unescaped UTF-8, borrowed from the frame or from the reader's arena.
+cdef struct Text:
+    const unsigned char* p
+    Py_ssize_t n
+
+cdef class FrameReader:
+    cdef:
+        bint predict             # try the usual layout first; off only in tests
+        int max_depth            # levels of nesting, the frame's own included
+        # -- what the last `read` found; on failure, what it found until then
+        MessageType type
+        int64_t seq              # 0 to 2^53-1; -1 where it was absent or wrong
+        Span[<int>FIELDS] fields
+        Text id                  # submit: id; result, error: packet_id (n == 0: none)
+        Text element
+        uint8_t group            # index into GROUP_CODES
+        uint8_t priority         # 1 to 10
+        uint8_t success          # result: status is "success"
+        int64_t timeout_ms       # 0: absent
+        double duration_ms       # result: 0 or more
+        int64_t window           # heartbeat: 0: absent
+        # -- why it failed
+        const char* error_code   # "PF400", "PF426"
+        const char* where        # static: the field, or NULL for a place in the bytes
+        const char* expected     # static
+        Py_ssize_t offset        # byte at which reading stopped
+        # -- private
+        const unsigned char* _start
+        Py_ssize_t _length
+        unsigned char[512] _arena
+        Py_ssize_t _arena_used
+
+    # 0, or -1 with the four fields above set. Raises nothing.
+    cdef int read(self, const unsigned char* p, Py_ssize_t n) noexcept
+    cdef object error(self)      # the InvalidPacket for the failure
+    cdef object decode(self, Field field)   # the field's value as Python, None where absent
+
+    # -- private
+    cdef bint _predicted(self, const unsigned char* p, Py_ssize_t n) noexcept
+    cdef bint _predicted_id(self, const unsigned char* p, const unsigned char* end, Span* span) noexcept
+    cdef bint _predicted_submit(self, const unsigned char* p, const unsigned char* end) noexcept
+    cdef bint _predicted_result(self, const unsigned char* p, const unsigned char* end) noexcept
+    cdef int _fail(self, const char* where, const char* expected, Span* span) noexcept
+    cdef int _text(self, Span* span, Text* out, Py_ssize_t most) noexcept
+    cdef int _key(self, Cursor* cursor, Text* key) noexcept
+    cdef int _frame(self, Cursor* cursor) noexcept
+    cdef int _payload(self, Cursor* cursor) noexcept
+    cdef bint _repeats(self, const unsigned char* p, Py_ssize_t n) noexcept
+    cdef int _id(self) noexcept
+    cdef int _check_submit(self) noexcept
+    cdef int _check_result(self) noexcept
+    cdef int _check_error(self) noexcept
+    cdef int _check_heartbeat(self) noexcept
+    cdef bint _strings(self, Span* span, Py_ssize_t most, Py_ssize_t longest) noexcept
+    cdef void _number(self, Span* span, double* out) noexcept
+    cdef str _found(self)
+
+
+cdef class Packet:
+    cdef:
+        readonly str version     # "1.0" or another "1.x"
+        readonly str id          # 1 to 128 bytes of UTF-8
+        readonly str group       # one of the six codes
+        readonly str element     # 1 to 64 of A-Za-z0-9_.-
+        readonly object data     # any JSON value
+        readonly int priority    # 1 to 10, 10 most urgent
+        readonly object timeout_ms    # int, 1 to 300,000, or None
+        readonly object dependencies  # tuple of ids
+        bytes address            # `"group":"df","element":"transform"`, or None until needed
+        object _metadata         # dict, or bytes not yet decoded, or None
+
+    cdef tuple _fields(self)
+
+cdef class Result:
+    cdef:
+        str _packet_id           # None until asked for
+        readonly object data     # what the handler returned; None on error
+        readonly object error    # {"code", "message", "details"?} on error, else None
+        double _duration         # milliseconds, not negative
+        readonly bint ok         # status is "success"
+        unsigned char _id_length # bytes of `_id` in use; 0: `_packet_id` holds it
+        unsigned char[40] _id    # UUID text, before anyone asks for it as str
+
+cdef class Message:
+    cdef:
+        readonly str type        # "submit", "result", "error" or "heartbeat"
+        readonly object seq      # int
+        readonly object payload  # Packet, Result, or dict
+
+cdef Packet new_packet(FrameReader reader, object data)
+cdef Result new_result(const unsigned char* packet_id, Py_ssize_t n, bint ok, object data, object error,
+                       double duration_ms)
+# The value of a span; `decoder` is the `decode` method of a msgspec Decoder, or None.
+cdef object decode_span(const Span* span, object decoder)
+cdef str text_to_str(const unsigned char* p, Py_ssize_t n, bint ascii)
+# JSON of any value that JSON can hold. Raises InvalidPacket, naming `where`, for one that it cannot.
+cdef int put_data(OutputBuffer out, object data, int depth, str where) except -1
+# Bytes of `group":"df","element":"transform` for a checked pair, and its dispatch key `df:transform`.
+cdef bytes check_address(object group, object element)
+cdef int group_index(const unsigned char* p, Py_ssize_t n) noexcept nogil
+cdef str group_code(int index)
+
+cdef int put_submit(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
+                    bytes address, object data, int priority, int64_t timeout_ms,
+                    bytes extra, int depth) except -1
+cdef int put_result(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
+                    object data, int64_t duration_ms, int depth) except -1
+cdef int put_failure(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
+                     object error, int64_t duration_ms, int depth) except -1
+cdef int put_error(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
+                   object error, int depth) except -1
+cdef int put_heartbeat(OutputBuffer out, int64_t seq, object payload) except -1
+cdef int64_t check_timeout(object timeout_ms) except -1
+cdef int check_priority(object priority) except -1
+cdef Packet packet_from(object value)
+cdef bytes encode_extra(Packet packet, int depth)
+cdef bytes packet_address(Packet packet)

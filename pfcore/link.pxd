@@ -1,0 +1,56 @@
+# Binds an engine to picows: the one module that knows picows or sockets.
+#
+# picows parses WebSocket frames out of its read buffer and calls `on_ws_frame`
+# with a pointer into it; the last frame of a buffer says so, and then waiters
+# are resumed, handlers' answers and new submits leave in one write. picows's
+# binary layout is compiled in (see the pin in pyproject.toml, and `_pin`).
+#
+# A Link outlives its connection where the engine does (a reactor's): it then
+# serves one connection after another.
+
+from libc.stdint cimport int64_t, uint8_t
+
+from picows.picows cimport WSFrame, WSListener, WSTransport
+
+from pfcore.dispatch cimport Dispatcher
+from pfcore.engine cimport Engine
+
+cdef class Link(WSListener):
+    cdef:
+        readonly Engine engine
+        Dispatcher dispatcher        # None where this side handles nothing
+        object loop
+        WSTransport transport        # None while there is no connection
+        object tcp                   # its asyncio transport
+        bint in_batch
+        bint flush_scheduled
+        bint closing                 # we have sent a close frame
+        bint reading_paused
+        object timer                 # the one loop timer, None
+        int64_t timer_at             # ns
+        Py_ssize_t max_message       # bytes of a message put together from fragments
+        unsigned char* fragments     # owned: the message so far, NULL
+        Py_ssize_t fragments_size
+        Py_ssize_t fragments_capacity
+        uint8_t fragments_opcode     # 0: no message is open
+        readonly int close_code      # why the connection went: ours or the peer's, 1006 if none
+        readonly object close_reason
+        object on_open               # callable(link) or None
+        object on_closed             # callable(link) or None
+        Py_ssize_t backlog           # unsent bytes at the last look, to see a slow reader's progress
+
+    # A whole message. Overridden by MessageLink.
+    cdef int deliver(self, const unsigned char* p, Py_ssize_t n, bint text) except -1
+
+    cdef int _attach(self, WSTransport transport) except -1
+    cdef object submitted(self, object reply)
+    cdef int flush(self) except -1
+    cdef int end_batch(self) except -1
+    cdef int arm(self) except -1
+    cdef int64_t present(self) noexcept
+    cdef int fail(self, int code, str reason) except -1
+    cdef int _control(self, WSFrame frame) except -1
+    cdef int _fragment(self, WSFrame frame) except -1
+    cdef int _drop_fragments(self) except -1
+    cdef int _check_fatal(self) except -1
+    cdef int _write(self) except -1

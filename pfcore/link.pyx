@@ -1,0 +1,471 @@
+"""Binds an engine to picows: frames in, batched writes out, one timer."""
+
+import time
+
+import picows
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uint8_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy
+
+from picows.picows cimport WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
+
+from pfcore.buffers cimport OP_BINARY, OP_CLOSE, OP_PING, OP_TEXT, Opcode, OutputBuffer
+from pfcore.dispatch cimport Dispatcher
+from pfcore.engine cimport Engine, EngineState
+from pfcore.reply cimport Reply
+from pfcore.scan cimport pf_utf8_valid
+
+__all__ = ["PICOWS_VERSION", "Link", "MessageLink"]
+
+cdef extern from "clock.h" nogil:
+    int64_t pf_monotonic_ns() noexcept
+
+cdef extern from *:
+    """
+    #ifndef PFCORE_PICOWS_VERSION
+    #define PFCORE_PICOWS_VERSION "unknown"
+    #endif
+    """
+    const char* PFCORE_PICOWS_VERSION
+
+PICOWS_VERSION = (<bytes>PFCORE_PICOWS_VERSION).decode()
+"""The picows that this module was compiled against."""
+
+cdef enum:
+    KEEP_BUFFER = 262144         # bytes of output buffer that a busy link keeps between batches
+    PAUSE_READING = 8388608      # unsent bytes at which we stop reading what makes more
+    CLOSE_PROTOCOL = 1002
+    CLOSE_INVALID_TEXT = 1007
+    CLOSE_TOO_BIG = 1009
+    CLOSE_INTERNAL = 1011
+    CLOSE_ABNORMAL = 1006
+
+
+def _pin():
+    """picows's objects are reached by their binary layout, which changes between minor versions."""
+    if PICOWS_VERSION != "unknown" and picows.__version__.split(".")[:2] != PICOWS_VERSION.split(".")[:2]:
+        raise ImportError(
+            f"packetflow-fast was compiled against picows {PICOWS_VERSION}, found {picows.__version__}: "
+            f"install picows {'.'.join(PICOWS_VERSION.split('.')[:2])}.*, or reinstall packetflow-fast from source"
+        )
+
+
+_pin()
+
+
+cdef class Link(WSListener):
+    """One WebSocket connection of an `Engine`.
+
+    `dispatcher`: what the engine gives packets to, if it is one, for its time
+    slices. `on_open`, `on_closed`: called with the link. Made within a running
+    event loop; picows calls the rest.
+    """
+
+    def __init__(self, Engine engine not None, *, loop, Dispatcher dispatcher=None, on_open=None, on_closed=None):
+        self.engine = engine
+        self.dispatcher = dispatcher
+        self.loop = loop
+        self.on_open = on_open
+        self.on_closed = on_closed
+        self.max_message = 4 * engine.max_frame
+        self.timer_at = -1
+        self.close_code = CLOSE_ABNORMAL
+        engine.loop = loop
+        engine.wake = self._wake
+
+    def __dealloc__(self):
+        free(self.fragments)
+
+    @property
+    def open(self):
+        """True while there is a connection."""
+        return self.transport is not None
+
+    @property
+    def unsent(self):
+        """Bytes of output that the peer's side has not taken yet."""
+        return self.engine.out.size + (self.tcp.get_write_buffer_size() if self.tcp is not None else 0)
+
+    cdef int64_t present(self) noexcept:
+        """The time: the batch's, where one is under way."""
+        return self.engine.now if self.in_batch else pf_monotonic_ns()
+
+    # -- picows calls these
+
+    cpdef on_ws_connected(self, WSTransport transport):
+        cdef int64_t now = pf_monotonic_ns()
+        self._attach(transport)
+        self.engine.wall_offset = time.time_ns() - now
+        self.in_batch = True
+        self.engine.in_batch = True
+        try:
+            self.engine.connected(now)
+            if self.on_open is not None:
+                self.on_open(self)
+        finally:
+            self.end_batch()
+
+    cdef int _attach(self, WSTransport transport) except -1:
+        self.transport = transport
+        self.tcp = transport.underlying_transport
+        self.closing = False
+        self.reading_paused = False
+        self.close_code = CLOSE_ABNORMAL
+        self.close_reason = ""
+        self.backlog = 0
+        return 0
+
+    cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
+        cdef WSMsgType kind = frame.msg_type
+        cdef int64_t now
+        if not self.in_batch:
+            now = pf_monotonic_ns()
+            self.in_batch = True
+            self.engine.in_batch = True
+            self.engine.now = now
+            if self.dispatcher is not None:
+                self.dispatcher.begin_batch(now)
+        try:
+            if not self.closing or kind == WSMsgType.CLOSE:
+                if frame.rsv1 or frame.rsv2 or frame.rsv3:
+                    self.fail(CLOSE_PROTOCOL, "reserved bits are set, and no extension was agreed")
+                elif frame.fin and self.fragments_opcode == 0 and (
+                        kind == WSMsgType.TEXT or kind == WSMsgType.BINARY):
+                    self.deliver(<const unsigned char*>frame.payload_ptr, frame.payload_size,
+                                 kind == WSMsgType.TEXT)
+                elif kind == WSMsgType.PING or kind == WSMsgType.PONG or kind == WSMsgType.CLOSE:
+                    self._control(frame)
+                else:
+                    self._fragment(frame)
+        except Exception as error:
+            # nothing a peer sends may get here; if it does, this link ends and nothing else
+            self.loop.call_exception_handler({"message": "packetflow link failed", "exception": error})
+            self.fail(CLOSE_INTERNAL, "internal error")
+        finally:
+            if frame.last_in_buffer:
+                self.end_batch()
+
+    cpdef on_ws_disconnected(self, WSTransport transport):
+        self._drop_fragments()
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.timer_at = -1
+        self.transport = None
+        self.tcp = None
+        reason = f": {self.close_reason}" if self.close_reason else ""
+        self.engine.disconnected(
+            f"the connection was lost (close code {self.close_code}{reason}); the answer is unknown",
+            pf_monotonic_ns())
+        self.engine.fire_ready()
+        if self.on_closed is not None:
+            self.on_closed(self)
+        self.arm()
+
+    cpdef pause_writing(self):
+        self.engine.paused = True
+
+    cpdef resume_writing(self):
+        self.engine.paused = False
+        self.engine.heard(pf_monotonic_ns())
+        self._run_batch()
+
+    # -- frames
+
+    cdef int deliver(self, const unsigned char* p, Py_ssize_t n, bint text) except -1:
+        self.engine.receive(p, n, self.engine.now)
+        if text and self.engine.reader.expected != NULL and not pf_utf8_valid(p, p + n):
+            # refused already (PF400); RFC 6455, section 8.1 wants the connection failed as well
+            self.fail(CLOSE_INVALID_TEXT, "invalid UTF-8")
+        return 0
+
+    cdef int _control(self, WSFrame frame) except -1:
+        cdef int code = CLOSE_ABNORMAL
+        cdef str reason = ""
+        if frame.msg_type == WSMsgType.PING:
+            self.engine.heard(self.engine.now)
+            return self.engine.ping_received(<const unsigned char*>frame.payload_ptr, frame.payload_size)
+        if frame.msg_type == WSMsgType.PONG:
+            self.engine.heard(self.engine.now)
+            return 0
+        if frame.payload_size >= 2:
+            code = (<unsigned char>frame.payload_ptr[0] << 8) | <unsigned char>frame.payload_ptr[1]
+            # picows refuses the other reserved codes itself
+            if code < 1000 or 1004 <= code <= 1006 or code == 1015 or code >= 5000:
+                return self.fail(CLOSE_PROTOCOL, f"close code {code} is not for use on the wire")
+            reason = frame.get_close_reason() or ""
+        else:
+            code = 1005
+        if not self.closing:
+            self.close_code = code
+            self.close_reason = reason
+            self.closing = True
+            self._write()
+            if frame.payload_size >= 2:
+                self.transport.send_close(<WSCloseCode>code)
+            else:
+                self._send_empty_close()
+        self.transport.disconnect()
+        return 0
+
+    def _send_empty_close(self):
+        """A close frame without a code, as the peer's was."""
+        self.engine.out.clear()
+        self.engine.out.add(b"", OP_CLOSE)
+        self._write()
+
+    cdef int _fragment(self, WSFrame frame) except -1:
+        """A frame that is not a whole message, RFC 6455, section 5.4."""
+        cdef Py_ssize_t n = frame.payload_size
+        cdef Py_ssize_t capacity
+        cdef void* memory
+        if frame.msg_type == WSMsgType.CONTINUATION:
+            if self.fragments_opcode == 0:
+                return self.fail(CLOSE_PROTOCOL, "a continuation without a message")
+        elif self.fragments_opcode != 0:
+            return self.fail(CLOSE_PROTOCOL, "a new message inside a fragmented one")
+        else:
+            self.fragments_opcode = <uint8_t>frame.msg_type
+            self.fragments_size = 0
+        if n > self.max_message - self.fragments_size:
+            return self.fail(CLOSE_TOO_BIG, f"a message of more than {self.max_message} bytes")
+        if n > self.fragments_capacity - self.fragments_size:
+            capacity = max(2 * self.fragments_capacity, self.fragments_size + n, 4096)
+            memory = realloc(self.fragments, <size_t>capacity)
+            if memory == NULL:
+                raise MemoryError()
+            self.fragments = <unsigned char*>memory
+            self.fragments_capacity = capacity
+        if n > 0:
+            memcpy(self.fragments + self.fragments_size, frame.payload_ptr, <size_t>n)
+            self.fragments_size += n
+        self.engine.heard(self.engine.now)
+        if frame.fin:
+            try:
+                self.deliver(self.fragments, self.fragments_size, self.fragments_opcode == WSMsgType.TEXT)
+            finally:
+                self._drop_fragments()
+        return 0
+
+    cdef int _drop_fragments(self) except -1:
+        free(self.fragments)
+        self.fragments = NULL
+        self.fragments_size = 0
+        self.fragments_capacity = 0
+        self.fragments_opcode = 0
+        return 0
+
+    # -- output
+
+    cdef int _write(self) except -1:
+        """Writes what is ready, in one go."""
+        cdef OutputBuffer out = self.engine.out
+        self.engine.sent_since_wake = False
+        if out.size > 0 and self.transport is not None:
+            self.transport._fast_write(<char*>out.data, out.size)
+            if out.capacity > KEEP_BUFFER:
+                out.release()
+            else:
+                out.clear()
+        return 0
+
+    cdef int flush(self) except -1:
+        cdef Engine engine = self.engine
+        while True:
+            if self.transport is None:
+                break
+            if engine.paused:
+                # the peer does not take what it has; stop reading what would make more of it
+                if not self.reading_paused and engine.out.size + <Py_ssize_t>self.tcp.get_write_buffer_size() \
+                        > PAUSE_READING:
+                    self.reading_paused = True
+                    self.tcp.pause_reading()
+                break
+            if self.reading_paused:
+                self.reading_paused = False
+                self.tcp.resume_reading()
+            self._write()
+            if engine.waiting.size == 0:
+                break
+            engine.pump(engine.now)
+            if engine.out.size == 0:
+                break
+        engine.sent_since_wake = False
+        return self._check_fatal()
+
+    cdef int end_batch(self) except -1:
+        """All that has arrived was handled: resume who waited for it, and send what that made."""
+        try:
+            self.engine.fire_ready()
+            if self.engine.waiting.size > 0:
+                self.engine.pump(self.engine.now)
+        finally:
+            self.in_batch = False
+            self.engine.in_batch = False
+            self.flush()
+            self.arm()
+        return 0
+
+    def _run_batch(self):
+        """What `end_batch` does, outside of any read."""
+        if self.in_batch:
+            return
+        self.in_batch = True
+        self.engine.in_batch = True
+        self.engine.now = pf_monotonic_ns()
+        self.end_batch()
+
+    def _wake(self):
+        """The engine has output, or an earlier deadline, and no batch is under way."""
+        if not self.flush_scheduled:
+            self.flush_scheduled = True
+            self.loop.call_soon(self._on_wake)
+
+    def _on_wake(self):
+        self.flush_scheduled = False
+        self.engine.sent_since_wake = False
+        self._run_batch()
+
+    cdef int _check_fatal(self) except -1:
+        if self.engine.fatal != 0 and not self.closing:
+            self.fail(self.engine.fatal, self.engine.fatal_reason)
+        return 0
+
+    cdef int fail(self, int code, str reason) except -1:
+        """Closes the connection for a reason of ours; a peer that cannot hear it is cut off."""
+        if self.transport is None or self.closing:
+            return 0
+        self.closing = True
+        self.close_code = code
+        self.close_reason = reason
+        if not self.engine.paused:
+            self._write()
+        self.engine.out.clear()
+        self.transport.send_close(<WSCloseCode>code, reason.encode()[:120].decode("utf-8", "ignore"))
+        if self.engine.paused:
+            self.tcp.abort()
+        else:
+            self.tcp.close()
+            # close() waits until the peer has taken everything; one that never does is cut off
+            self.loop.call_later(5, _abort, self.tcp)
+        return 0
+
+    # -- time
+
+    cdef int arm(self) except -1:
+        """Sees to it that `_on_timer` runs when the engine next needs it."""
+        cdef int64_t wanted = self.engine.earliest
+        cdef int64_t delay
+        if self.timer is not None and 0 <= self.timer_at and wanted >= 0 and self.timer_at <= wanted:
+            return 0
+        if self.engine.state == EngineState.CLOSED and self.transport is None:
+            if self.timer is not None:
+                self.timer.cancel()
+                self.timer = None
+            return 0
+        wanted = self.engine.wake_at()
+        if wanted < 0:
+            return 0
+        if self.timer is not None:
+            if self.timer_at <= wanted:
+                return 0
+            self.timer.cancel()
+        delay = wanted - pf_monotonic_ns()
+        self.timer_at = wanted
+        self.timer = self.loop.call_later(delay / 1e9 if delay > 0 else 0, self._on_timer)
+        return 0
+
+    def _on_timer(self):
+        cdef int64_t now = pf_monotonic_ns()
+        cdef Py_ssize_t unsent
+        self.timer = None
+        self.timer_at = -1
+        if self.in_batch:
+            return
+        if self.engine.paused and self.tcp is not None:
+            unsent = self.tcp.get_write_buffer_size()
+            if unsent < self.backlog:
+                self.engine.heard(now)  # slow, but it reads
+            self.backlog = unsent
+        self.in_batch = True
+        self.engine.in_batch = True
+        try:
+            self.engine.tick(now)
+        finally:
+            if self.engine.out.size == 0 and self.engine.in_flight == 0:
+                self.engine.out.release()
+            self.end_batch()
+
+    cdef object submitted(self, object reply):
+        """After submits: a deadline earlier than the timer's needs the timer set again."""
+        if not self.in_batch and self.engine.earliest >= 0 and (
+                self.timer is None or self.engine.earliest < self.timer_at):
+            self.arm()
+        return reply
+
+    # -- for the sides that own it
+
+    def close(self, int code=1000, str reason=""):
+        """Closes the connection: what is ready is sent first."""
+        self._run_batch()
+        self.fail(code, reason)
+
+    def abort(self):
+        """Ends the connection at once."""
+        if self.tcp is not None:
+            self.tcp.abort()
+
+    def flush_ended(self):
+        """Resumes whoever waits for submits that the engine has just ended."""
+        cdef object reply
+        ready = self.engine.ready
+        self.engine.ready = []
+        for reply in ready:
+            (<Reply>reply).fire_soon()
+
+    async def wait_closed(self):
+        """Returns once the connection has gone."""
+        if self.transport is not None:
+            try:
+                await self.transport.wait_disconnected()
+            except Exception:
+                pass  # picows's reason; ours is in close_code
+
+
+def _abort(tcp):
+    tcp.abort()
+
+
+cdef class MessageLink(Link):
+    """A link that hands over whole messages instead of packets, for tests of the WebSocket rules.
+
+    `on_message`: called with ``(link, payload, text)``, payload as bytes.
+    """
+
+    cdef object on_message
+
+    def __init__(self, on_message, *, loop, on_open=None, on_closed=None, max_message=67108864):
+        engine = Engine(client=False, max_frame=max_message // 4, max_buffer=4 * max_message)
+        super().__init__(engine, loop=loop, on_open=on_open, on_closed=on_closed)
+        self.on_message = on_message
+
+    cpdef on_ws_connected(self, WSTransport transport):
+        # the engine stays offline: no heartbeats, no deadlines
+        self.engine.out.masked = transport.is_client_side
+        self._attach(transport)
+        if self.on_open is not None:
+            self.on_open(self)
+
+    cdef int deliver(self, const unsigned char* p, Py_ssize_t n, bint text) except -1:
+        if text and not pf_utf8_valid(p, p + n):
+            return self.fail(CLOSE_INVALID_TEXT, "invalid UTF-8")
+        self.on_message(self, PyBytes_FromStringAndSize(<const char*>p, n), text)
+        return 0
+
+    def send(self, bytes payload not None, bint text=True):
+        """Sends one message."""
+        self.engine.out.add(payload, OP_TEXT if text else OP_BINARY)
+        self.engine.note_output()

@@ -1,0 +1,64 @@
+"""Builds the extensions of the core; all metadata is in pyproject.toml.
+
+Switches by environment:
+
+- ``PFCORE_DEBUG=1``: bounds checks, invariants and assertions.
+- ``PFCORE_SANITIZE=1``: AddressSanitizer and UndefinedBehaviorSanitizer (clang).
+- ``PFCORE_ANNOTATE=1``: Cython's HTML annotation beside every module.
+"""
+
+import os
+import sys
+
+import picows
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+MODULES = ("scan", "ids", "buffers", "frames", "heap", "pending", "reply", "engine", "dispatch", "link", "client")
+MODULES = tuple(m for m in MODULES if os.path.exists(f"pfcore/{m}.pyx"))
+
+DEBUG = os.environ.get("PFCORE_DEBUG") == "1"
+SANITIZE = os.environ.get("PFCORE_SANITIZE") == "1"
+ANNOTATE = os.environ.get("PFCORE_ANNOTATE") == "1"
+
+if sys.platform == "win32":
+    compile_args, link_args = ["/O2"], []
+else:
+    compile_args = ["-O3", "-fno-strict-aliasing", "-Wall", "-Wsign-compare", "-Wno-unused-function"]
+    link_args = []
+    if DEBUG:
+        compile_args += ["-O1", "-g", "-UNDEBUG"]
+    if SANITIZE:
+        flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+        # Cython's own type slots are called through casts that clang's function sanitizer flags
+        flags += ["-fno-sanitize=function"]
+        compile_args += ["-O1", "-g", *flags, "-shared-libasan"]
+        link_args += [*flags, "-shared-libasan"]
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": DEBUG,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": DEBUG,
+    "nonecheck": DEBUG,
+    "embedsignature": True,
+}
+
+extensions = [
+    Extension(
+        f"pfcore.{name}",
+        [f"pfcore/{name}.pyx"],
+        depends=["pfcore/bytes_ops.h", "pfcore/clock.h"],
+        include_dirs=["pfcore"],
+        extra_compile_args=compile_args,
+        extra_link_args=link_args,
+        define_macros=[
+            ("PFCORE_PICOWS_VERSION", f'"{picows.__version__}"'),
+            *([("PFCORE_DEBUG", "1")] if DEBUG else []),
+        ],
+    )
+    for name in MODULES
+]
+
+setup(ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, annotate=ANNOTATE, build_dir="build/cython"))

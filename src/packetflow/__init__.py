@@ -1,0 +1,55 @@
+"""PacketFlow for Python: packets of work over WebSocket, fast.
+
+>>> from packetflow import Gateway, Reactor
+
+See the guide in ``docs/guide.md``; the protocol itself is in ``docs/protocol.md``.
+"""
+
+from packetflow.errors import (
+    Cancelled,
+    Conflict,
+    ConnectionLost,
+    DependencyFailed,
+    Forbidden,
+    HandlerError,
+    InvalidPacket,
+    NoHandler,
+    Overloaded,
+    PacketFlowError,
+    PacketTimeout,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    UnsupportedVersion,
+)
+from packetflow.gateway import Gateway
+from packetflow.loop import run
+from packetflow.model import GROUPS, STANDARD_ELEMENTS, Packet, Result
+from packetflow.reactor import Reactor
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GROUPS",
+    "STANDARD_ELEMENTS",
+    "Cancelled",
+    "Conflict",
+    "ConnectionLost",
+    "DependencyFailed",
+    "Forbidden",
+    "Gateway",
+    "HandlerError",
+    "InvalidPacket",
+    "NoHandler",
+    "Overloaded",
+    "Packet",
+    "PacketFlowError",
+    "PacketTimeout",
+    "Reactor",
+    "Result",
+    "TooLarge",
+    "Unauthenticated",
+    "Unavailable",
+    "UnsupportedVersion",
+    "run",
+]

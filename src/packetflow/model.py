@@ -1,0 +1,53 @@
+"""The nouns of the protocol: packets, results, groups and the standard elements."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Final, Mapping
+
+from pfcore.frames import GROUP_CODES, MAX_TIMEOUT_MS, Message, Packet, Result
+
+__all__ = [
+    "DEFAULT_PRIORITY",
+    "DEFAULT_TIMEOUT_MS",
+    "GROUPS",
+    "MAX_TIMEOUT_MS",
+    "STANDARD_ELEMENTS",
+    "Message",
+    "Packet",
+    "Result",
+]
+
+DEFAULT_PRIORITY: Final = 5
+DEFAULT_TIMEOUT_MS: Final = 29_500
+"""Where a packet names no timeout: reference reactors stop listening after 30,000 ms."""
+
+GROUPS: Final[Mapping[str, str]] = MappingProxyType(
+    dict(
+        zip(
+            GROUP_CODES,
+            (
+                "control flow",
+                "data flow",
+                "event driven",
+                "collective",
+                "meta-compute",
+                "resource management",
+            ),
+            strict=True,
+        )
+    )
+)
+"""The six behavioural groups, code to name (specification section 3)."""
+
+STANDARD_ELEMENTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "cf": ("seq", "branch", "loop", "gate"),
+        "df": ("produce", "consume", "transform", "reduce"),
+        "ed": ("signal", "timer", "watch", "react"),
+        "co": ("sync", "broadcast", "gather", "vote"),
+        "mc": ("spawn", "migrate", "scale", "tune"),
+        "rm": ("alloc", "free", "lock", "cache"),
+    }
+)
+"""The 24 element names that the specification lists (section 4)."""
