@@ -42,6 +42,8 @@ DIRECTIVES = {
     "cdivision": True,
     "initializedcheck": DEBUG,
     "nonecheck": DEBUG,
+    # plain method descriptors: half the price of a call through Cython's own function type
+    "binding": False,
     "embedsignature": True,
 }
 

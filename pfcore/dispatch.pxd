@@ -64,6 +64,7 @@ cdef class Worker:
         bint cancelled               # its task was cancelled while parked
         public bint _asyncio_future_blocking
 
+    cdef object step(self, object value)
     cdef object _finished(self, object value, object error)
     cdef int go_on(self, Job job, object inner, object first) except -1
     cdef int retire(self) except -1

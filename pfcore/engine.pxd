@@ -8,7 +8,7 @@
 # Order of calls, for whoever drives it (link does):
 #   connected(now)                    once the handshake is done
 #   receive(p, n, now)                for every whole message, then, when no more has arrived:
-#   fire_ready()                      resumes whoever waits for what arrived
+#   fire_ready()                      resumes whoever waits for what arrived; True: write, call again
 #   pump(now)                         sends submits that waited for room
 #   ... write `out` and clear it
 #   tick(now)                         when `wake_at()` has come; afterwards as above
@@ -26,6 +26,11 @@ from pfcore.frames cimport FrameReader
 from pfcore.heap cimport PriorityHeap
 from pfcore.pending cimport PendingTable
 from pfcore.reply cimport Canceller, Reply, Want
+
+cdef enum:
+    # Bytes of output that are worth a write before a batch has ended: with less, the system
+    # call costs more than the overlap gains; with much more, the peer idles while we fill it.
+    GOOD_WRITE = 32768
 
 cdef enum EngineState:
     OFFLINE = 0
@@ -66,6 +71,7 @@ cdef class Engine(Canceller):
         object on_heartbeat          # callable(payload dict) or None
         object wake                  # callable(): output or timers have changed outside a batch; or None
         list ready                   # replies that ended and have someone waiting
+        Py_ssize_t ready_at          # the first of them that was not yet resumed
         # -- state
         uint8_t state                # EngineState
         bint paused                  # the transport takes no more for now
@@ -97,7 +103,7 @@ cdef class Engine(Canceller):
     cdef Reply submit(self, bytes address, object data, int priority, int64_t timeout_ms,
                       bytes packet_id, bytes extra, Want want, int64_t now)
     cdef int receive(self, const unsigned char* p, Py_ssize_t n, int64_t now) except -1
-    cdef int fire_ready(self) except -1
+    cdef bint fire_ready(self) except -1
     cdef int pump(self, int64_t now) except -1
     cdef int tick(self, int64_t now) except -1
     cdef int64_t wake_at(self) noexcept

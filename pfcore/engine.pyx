@@ -459,26 +459,23 @@ cdef class Engine(Canceller):
             self._overflow(error)
         return 0
 
-    cdef int fire_ready(self) except -1:
-        """Resumes the waiters of what has ended, in order. They may submit more."""
+    cdef bint fire_ready(self) except -1:
+        """Resumes the waiters of what has ended, in order; they may submit more.
+
+        Returns True, before all were resumed, once there is a good write's
+        worth of output: while the peer works on that, the rest can go on.
+        """
         cdef Reply reply
-        cdef list ready
-        cdef Py_ssize_t at = 0, n
-        while self.ready:
-            ready = self.ready
-            self.ready = []
-            n = len(ready)
-            at = 0
-            try:
-                while at < n:
-                    reply = <Reply>ready[at]
-                    at += 1
-                    reply.fire()
-            finally:
-                while at < n:  # a KeyboardInterrupt on its way out must not lose the others
-                    (<Reply>ready[at]).fire_soon()
-                    at += 1
-        return 0
+        cdef list ready = self.ready
+        while self.ready_at < len(ready):
+            reply = <Reply>ready[self.ready_at]
+            self.ready_at += 1
+            reply.fire()
+            if self.out.size >= GOOD_WRITE and not self.paused:
+                return True
+        ready.clear()
+        self.ready_at = 0
+        return False
 
     # -- answering
 
@@ -690,7 +687,8 @@ cdef class Engine(Canceller):
         self.in_batch = True
         try:
             self.receive(<const unsigned char*>PyBytes_AS_STRING(message), PyBytes_GET_SIZE(message), now)
-            self.fire_ready()
+            while self.fire_ready():
+                pass
             self.pump(now)
         finally:
             self.in_batch = False
@@ -700,7 +698,8 @@ cdef class Engine(Canceller):
         self.in_batch = True
         try:
             self.tick(now)
-            self.fire_ready()
+            while self.fire_ready():
+                pass
             self.pump(now)
         finally:
             self.in_batch = False

@@ -1083,13 +1083,14 @@ cdef bytes packet_address(Packet packet):
 
 
 cdef int check_priority(object priority) except -1:
-    cdef int value
     if priority is None:
         return DEFAULT_PRIORITY
+    cdef int overflow
+    cdef int64_t number
     if type(priority) is int:
-        if 1 <= priority <= 10:
-            value = priority
-            return value
+        number = PyLong_AsLongLongAndOverflow(priority, &overflow)
+        if overflow == 0 and 1 <= number <= 10:
+            return <int>number
     elif type(priority) is float and priority in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10):
         return <int><double>priority
     raise _invalid("priority", "an integer from 1 to 10", priority)
@@ -1097,12 +1098,14 @@ cdef int check_priority(object priority) except -1:
 
 cdef int64_t check_timeout(object timeout_ms) except -1:
     """Milliseconds, 0 for None."""
-    cdef int64_t value
+    cdef int overflow
+    cdef int64_t number
     if timeout_ms is None:
         return 0
-    if type(timeout_ms) is int and 1 <= timeout_ms <= _MAX_TIMEOUT:
-        value = timeout_ms
-        return value
+    if type(timeout_ms) is int:
+        number = PyLong_AsLongLongAndOverflow(timeout_ms, &overflow)
+        if overflow == 0 and 1 <= number <= _MAX_TIMEOUT:
+            return number
     raise _invalid("timeout_ms", "an integer from 1 to 300000", timeout_ms)
 
 

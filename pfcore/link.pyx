@@ -14,7 +14,7 @@ from picows.picows cimport WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransp
 
 from pfcore.buffers cimport OP_BINARY, OP_CLOSE, OP_PING, OP_TEXT, Opcode, OutputBuffer
 from pfcore.dispatch cimport Dispatcher
-from pfcore.engine cimport Engine, EngineState
+from pfcore.engine cimport GOOD_WRITE, Engine, EngineState
 from pfcore.reply cimport Reply
 from pfcore.scan cimport pf_utf8_valid
 
@@ -147,6 +147,8 @@ cdef class Link(WSListener):
         finally:
             if frame.last_in_buffer:
                 self.end_batch()
+            elif self.engine.out.size >= GOOD_WRITE and not self.engine.paused:
+                self._write()
 
     cpdef on_ws_disconnected(self, WSTransport transport):
         self._drop_fragments()
@@ -160,7 +162,7 @@ cdef class Link(WSListener):
         self.engine.disconnected(
             f"the connection was lost (close code {self.close_code}{reason}); the answer is unknown",
             pf_monotonic_ns())
-        self.engine.fire_ready()
+        self.flush_ended()
         if self.on_closed is not None:
             self.on_closed(self)
         self.arm()
@@ -299,7 +301,8 @@ cdef class Link(WSListener):
     cdef int end_batch(self) except -1:
         """All that has arrived was handled: resume who waited for it, and send what that made."""
         try:
-            self.engine.fire_ready()
+            while self.engine.fire_ready():
+                self._write()
             if self.engine.waiting.size > 0:
                 self.engine.pump(self.engine.now)
         finally:
@@ -421,9 +424,11 @@ cdef class Link(WSListener):
     def flush_ended(self):
         """Resumes whoever waits for submits that the engine has just ended."""
         cdef object reply
-        ready = self.engine.ready
+        cdef list ready = self.engine.ready
+        cdef Py_ssize_t at = self.engine.ready_at
         self.engine.ready = []
-        for reply in ready:
+        self.engine.ready_at = 0
+        for reply in ready[at:]:
             (<Reply>reply).fire_soon()
 
     async def wait_closed(self):

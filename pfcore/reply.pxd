@@ -59,3 +59,5 @@ cdef class Reply:
     cdef object _error(self)
 
 cdef Reply new_reply(object loop, Canceller owner, Want want)
+# A finished asyncio.Future of `loop`: what a Task's wake-up is cheapest called with.
+cdef object done_future(object loop)

@@ -30,6 +30,38 @@ cdef extern from *:
     """
     void pf_set_am_send(object kind, PySendResult (*send)(PyObject*, PyObject*, PyObject**) noexcept) noexcept
 
+cdef extern from *:
+    """
+    #include <string.h>
+    /* Is this the wake-up that asyncio's C Task registers: its (task_)wakeup bound to an exact Task? */
+    static int pf_is_wakeup(PyObject *callback, PyObject *task_type) {
+        static PyCFunction known = NULL;
+        PyObject *self;
+        if (!PyCFunction_CheckExact(callback))
+            return 0;
+        self = PyCFunction_GET_SELF(callback);
+        if (self == NULL || (PyObject *)Py_TYPE(self) != task_type)
+            return 0;
+        if (PyCFunction_GET_FUNCTION(callback) == known)
+            return 1;
+        if (strstr(((PyCFunctionObject *)callback)->m_ml->ml_name, "wakeup") == NULL)
+            return 0;
+        known = PyCFunction_GET_FUNCTION(callback);
+        return 1;
+    }
+    """
+    bint pf_is_wakeup(object callback, object task_type) noexcept
+
+cdef object _Future = asyncio.Future
+cdef object _Task = asyncio.Task
+cdef object _done = None         # a finished asyncio.Future of the loop below
+cdef object _done_loop = None
+
+
+cdef inline bint _is_task_wakeup(object callback) noexcept:
+    return pf_is_wakeup(callback, _Task)
+
+
 cdef object _CancelledError = asyncio.CancelledError
 cdef object _InvalidStateError = asyncio.InvalidStateError
 
@@ -37,6 +69,15 @@ cdef object _InvalidStateError = asyncio.InvalidStateError
 cdef class Canceller:
     cdef int cancel_submit(self, int64_t seq) except -1:
         return 0
+
+
+cdef object done_future(object loop):
+    global _done_loop, _done
+    if _done_loop is not loop:
+        _done = _Future(loop=loop)
+        _done.set_result(None)
+        _done_loop = loop
+    return _done
 
 
 cdef Reply new_reply(object loop, Canceller owner, Want want):
@@ -101,7 +142,13 @@ cdef class Reply:
                 self._loop.call_soon(callback, self, context=context)
                 return 0
         try:
-            callback(self)
+            if _is_task_wakeup(callback):
+                # A Task's wake-up only looks at whether its future has failed, and for any
+                # but an asyncio.Future that costs a method call by name. Give it one that is
+                # done: the coroutine then gets our outcome, good or bad, from `_send` itself.
+                callback(done_future(self._loop))
+            else:
+                callback(self)
         except Exception as error:
             self._loop.call_exception_handler(
                 {"message": f"Exception in callback {callback!r}", "exception": error, "future": self})
