@@ -84,6 +84,8 @@ cdef class Dispatcher(Acceptor):
         list table                   # open addressing: Handler or None; a power of two long
         dict handlers                # key -> Handler
         Worker spare                 # the worker that the next handler is driven under
+        bint active                  # the spare worker's task and context are the present ones
+        Handler latest               # the one found last
         list parked                  # workers that wait for work
         bint scheduled               # `run_queue` was handed to call_soon
         int64_t slice_ends           # ns; inline handlers stop there and the rest queues
@@ -95,6 +97,9 @@ cdef class Dispatcher(Acceptor):
 
     cdef Handler find(self, FrameReader reader)
     cdef int begin_batch(self, int64_t now) noexcept
+    # Ends what accepting packets may have begun: before any other task runs.
+    cdef int deactivate(self) except -1
+    cdef int _activate(self, Worker worker) except -1
     cdef int _run(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
                   object data, Packet packet, int64_t deadline, Job job, int64_t now) except -1
     cdef int _enqueue(self, Engine engine, FrameReader reader, Handler handler, object data, Packet packet, int64_t now) except -1

@@ -49,7 +49,7 @@ cdef extern from "Python.h":
     object PyContext_Copy(object context)
     int PyContext_Enter(object context) except -1
     int PyContext_Exit(object context) except -1
-    Py_ssize_t Py_REFCNT(object value) noexcept
+    Py_ssize_t Py_REFCNT(PyObject* value) noexcept
     PyObject* Py_None
     void Py_XDECREF(PyObject* value) noexcept
 
@@ -378,13 +378,20 @@ cdef class Dispatcher(Acceptor):
                 at = (at + 1) & <uint64_t>(size - 1)
             table[at] = handler
         self.table = table
+        self.latest = None
 
     cdef Handler find(self, FrameReader reader):
         """The packet's handler or None; makes no strings."""
-        cdef uint64_t hash = _hash_of(reader.group, reader.element.p, reader.element.n)
-        cdef uint64_t mask = <uint64_t>(len(self.table) - 1)
-        cdef uint64_t at = hash & mask
-        cdef Handler handler
+        cdef Handler handler = self.latest
+        cdef uint64_t hash, mask, at
+        # packets come in runs of one kind
+        if handler is not None and handler.group == reader.group and (
+                PyBytes_GET_SIZE(handler.element) == reader.element.n) and (
+                memcmp(PyBytes_AS_STRING(handler.element), reader.element.p, <size_t>reader.element.n) == 0):
+            return handler
+        hash = _hash_of(reader.group, reader.element.p, reader.element.n)
+        mask = <uint64_t>(len(self.table) - 1)
+        at = hash & mask
         while True:
             handler = <Handler>self.table[at]
             if handler is None:
@@ -392,6 +399,7 @@ cdef class Dispatcher(Acceptor):
             if (handler.hash == hash and handler.group == reader.group
                     and PyBytes_GET_SIZE(handler.element) == reader.element.n
                     and memcmp(PyBytes_AS_STRING(handler.element), reader.element.p, <size_t>reader.element.n) == 0):
+                self.latest = handler
                 return handler
             at = (at + 1) & mask
 
@@ -525,6 +533,7 @@ cdef class Dispatcher(Acceptor):
             engine = job.engine
             self._run(engine, job.handler, job.seq, NULL, 0, job.data, job.packet, 0, job, now)
             now = pf_monotonic_ns()
+        self.deactivate()
         self._schedule()
         self._check_idle()
 
@@ -535,7 +544,7 @@ cdef class Dispatcher(Acceptor):
         while self.parked:
             worker = <Worker>self.parked.pop()
             # its own reference and that of the wake-up: one more, and the last handler kept the task
-            if worker.wakeup is not None and Py_REFCNT(worker.task) <= 2:
+            if worker.wakeup is not None and Py_REFCNT(<PyObject*>worker.task) <= 2:
                 return worker
             worker.retire()
         worker = Worker.__new__(Worker)
@@ -556,39 +565,28 @@ cdef class Dispatcher(Acceptor):
         cdef PySendResult status
         cdef Py_ssize_t references
         cdef bint suspended = False
-        if worker is None:
-            worker = self._take_worker()
-            self.spare = worker
+        if not self.active:
+            if worker is None:
+                worker = self._take_worker()
+                self.spare = worker
+            self._activate(worker)
         task = worker.task
-        references = Py_REFCNT(task)
-        PyContext_Enter(worker.context)
+        references = Py_REFCNT(<PyObject*>task)
         try:
             value = handler.function(data, packet) if handler.wants_packet else handler.function(data)
             if PyCoro_CheckExact(value) or pf_is_awaitable(value):
                 inner = value if PyCoro_CheckExact(value) else value.__await__()
                 value = None
-                if _current_tasks is None or self.loop in _current_tasks:
-                    _enter_task(self.loop, task)
-                    status = PyIter_Send(<PyObject*>inner, Py_None, &out)
-                    if status == PYGEN_ERROR:
-                        error = pf_take_error()
-                    else:
-                        value = pf_steal(out)
-                    _leave_task(self.loop, task)
+                status = PyIter_Send(<PyObject*>inner, Py_None, &out)
+                if status == PYGEN_ERROR:
+                    error = pf_take_error()
                 else:
-                    _current_tasks[self.loop] = task
-                    status = PyIter_Send(<PyObject*>inner, Py_None, &out)
-                    if status == PYGEN_ERROR:
-                        error = pf_take_error()
-                    else:
-                        value = pf_steal(out)
-                    del _current_tasks[self.loop]
-                suspended = status == PYGEN_NEXT
+                    value = pf_steal(out)
+                    suspended = status == PYGEN_NEXT
         except BaseException as raised:
             error = raised
-        finally:
-            PyContext_Exit(worker.context)
         if suspended:
+            self.deactivate()
             self.spare = None
             if job is None:
                 job = Job.__new__(Job)
@@ -603,8 +601,9 @@ cdef class Dispatcher(Acceptor):
             worker.go_on(job, inner, value)
             return 0
         inner = None
-        if Py_REFCNT(task) > references or not PyObject_RichCompareBool(worker.context, self.base, Py_EQ):
+        if Py_REFCNT(<PyObject*>task) > references or not PyObject_RichCompareBool(worker.context, self.base, Py_EQ):
             # someone kept the task, or set a context variable: not for the next handler
+            self.deactivate()
             self.spare = None
             worker.retire()
         if error is None:
@@ -612,7 +611,35 @@ cdef class Dispatcher(Acceptor):
         else:
             self._answer_error(engine, handler, seq, packet_id, n, job, error, now)
             if not isinstance(error, Exception) and not isinstance(error, _CancelledError):
+                self.deactivate()
                 raise error
+        return 0
+
+    cdef int _activate(self, Worker worker) except -1:
+        """Makes the worker's task the current one and its context the present one.
+
+        Until `deactivate`, which whoever began the batch calls before anything
+        else may run: entering and leaving once a packet was a tenth of it.
+        """
+        PyContext_Enter(worker.context)
+        if _current_tasks is None:
+            _enter_task(self.loop, worker.task)
+        elif _current_tasks.get(self.loop) is None:
+            _current_tasks[self.loop] = worker.task
+        else:
+            PyContext_Exit(worker.context)
+            raise RuntimeError("handlers cannot be started from inside another task")
+        self.active = True
+        return 0
+
+    cdef int deactivate(self) except -1:
+        if self.active:
+            self.active = False
+            if _current_tasks is None:
+                _leave_task(self.loop, self.spare.task)
+            else:
+                del _current_tasks[self.loop]
+            PyContext_Exit(self.spare.context)
         return 0
 
     cdef int _answer(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,

@@ -300,6 +300,8 @@ cdef class Link(WSListener):
 
     cdef int end_batch(self) except -1:
         """All that has arrived was handled: resume who waited for it, and send what that made."""
+        if self.dispatcher is not None:
+            self.dispatcher.deactivate()
         try:
             while self.engine.fire_ready():
                 self._write()
@@ -308,6 +310,8 @@ cdef class Link(WSListener):
         finally:
             self.in_batch = False
             self.engine.in_batch = False
+            if self.engine.ready:
+                self.flush_ended()  # an interrupt is on its way out: the others wake later
             self.flush()
             self.arm()
         return 0
