@@ -163,6 +163,34 @@ pf_count_openers(const unsigned char *p, const unsigned char *end, ptrdiff_t eno
     return found;
 }
 
+/* Does "null" stand anywhere in [p, end)? */
+static inline int
+pf_contains_null(const unsigned char *p, const unsigned char *end)
+{
+#ifdef PF_SSE2
+    const __m128i first = _mm_set1_epi8('n');
+    const __m128i third = _mm_set1_epi8('l');
+    while (end - p >= 18) {
+        /* in most text 'n' is common and 'l' two places on is not */
+        __m128i hit = _mm_and_si128(
+            _mm_cmpeq_epi8(_mm_loadu_si128((const __m128i *)(const void *)p), first),
+            _mm_cmpeq_epi8(_mm_loadu_si128((const __m128i *)(const void *)(p + 2)), third));
+        uint32_t mask = (uint32_t)_mm_movemask_epi8(hit);
+        while (mask) {
+            const unsigned char *at = p + pf_ctz32(mask);
+            if (end - at >= 4 && memcmp(at, "null", 4) == 0)
+                return 1;
+            mask &= mask - 1;
+        }
+        p += 16;
+    }
+#endif
+    for (; end - p >= 4; p++)
+        if (memcmp(p, "null", 4) == 0)
+            return 1;
+    return 0;
+}
+
 /* XOR [p, p+n) with the four key bytes in wire order (RFC 6455, section 5.3). */
 static inline void
 pf_mask(unsigned char *p, size_t n, const unsigned char key[4])

@@ -39,10 +39,14 @@ from pfcore.scan cimport (
 from pfcore.errors import InvalidPacket
 
 cdef extern from "Python.h":
+    bint PyDict_Next(object mapping, Py_ssize_t* at, PyObject** key, PyObject** value) noexcept
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
     object PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
     void* PyUnicode_DATA(object text) noexcept
     int64_t PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
+
+cdef extern from "bytes_ops.h" nogil:
+    bint pf_contains_null(const unsigned char* p, const unsigned char* end) noexcept
 
 __all__ = [
     "GROUP_CODES",
@@ -1135,18 +1139,33 @@ cdef int _put_str(OutputBuffer out, object text, str where) except -1:
 
 
 cdef bint _holds_non_finite(object value) except -1:
-    """Is there a NaN or an infinity anywhere in this value?"""
-    cdef list todo = [_to_builtins(value)]
-    while todo:
-        value = todo.pop()
-        if type(value) is float:
-            if not isfinite(<double>value):
+    """Is there a NaN or an infinity anywhere in this value? Its depth was checked before."""
+    cdef type kind = type(value)
+    cdef PyObject* key
+    cdef PyObject* item
+    cdef Py_ssize_t at = 0
+    if kind is str or kind is int or kind is bool or value is None:
+        return False
+    if kind is float:
+        return not isfinite(<double>value)
+    if kind is dict:
+        while PyDict_Next(value, &at, &key, &item):
+            if _holds_non_finite(<object>item):
                 return True
-        elif type(value) is dict:
-            todo.extend((<dict>value).values())
-        elif isinstance(value, (list, tuple)):
-            todo.extend(value)
-    return False
+        return False
+    if kind is list:
+        for each in <list>value:
+            if _holds_non_finite(each):
+                return True
+        return False
+    if kind is tuple:
+        for each in <tuple>value:
+            if _holds_non_finite(each):
+                return True
+        return False
+    # structs, dataclasses, sets, subclasses: as msgspec sees them
+    builtin = _to_builtins(value)
+    return type(builtin) is not kind and _holds_non_finite(builtin)
 
 
 cdef object _not_json(str where, str expected, object found):
@@ -1186,9 +1205,6 @@ cdef int put_data(OutputBuffer out, object data, int depth, str where) except -1
         raise InvalidPacket(f"{where}: {error}", where=where, expected="a value that JSON can hold") from error
     p = <const unsigned char*>PyBytes_AS_STRING(encoded)
     n = PyBytes_GET_SIZE(encoded)
-    # msgspec writes NaN and infinities as null: without a null there is none
-    if kind is not float and kind is not _Raw and b"null" in encoded and _holds_non_finite(data):
-        raise _not_json(where, "finite numbers only", "NaN or an infinity")
     # raw text is anybody's; and whatever nests too deep, the receiver would refuse
     if kind is _Raw or pf_count_openers(p, p + n, depth) > depth:
         cursor.p = p
@@ -1200,6 +1216,9 @@ cdef int put_data(OutputBuffer out, object data, int depth, str where) except -1
         if scan_value(&cursor, &span) < 0 or scan_end(&cursor) < 0:
             expected = (<bytes>cursor.expected).decode()
             raise InvalidPacket(f"{where}: expected {expected} at byte {cursor.p - p}", where=where, expected=expected)
+    # msgspec writes NaN and infinities as null: without a null there is none
+    if kind is not int and kind is not _Raw and pf_contains_null(p, p + n) and _holds_non_finite(data):
+        raise _not_json(where, "finite numbers only", "NaN or an infinity")
     return out.put(p, n)
 
 

@@ -46,6 +46,7 @@ cdef class Link(WSListener):
     cdef object submitted(self, object reply)
     cdef int flush(self) except -1
     cdef int end_batch(self) except -1
+    cdef int _fire(self) except -1
     cdef int arm(self) except -1
     cdef int64_t present(self) noexcept
     cdef int fail(self, int code, str reason) except -1

@@ -35,6 +35,10 @@ PICOWS_VERSION = (<bytes>PFCORE_PICOWS_VERSION).decode()
 """The picows that this module was compiled against."""
 
 cdef enum:
+    # Replies that are resumed together in the middle of a large read: enough to share the
+    # way there, few enough for their values to be still in the cache and young for the
+    # garbage collector.
+    FIRE_AT = 32
     KEEP_BUFFER = 262144         # bytes of output buffer that a busy link keeps between batches
     PAUSE_READING = 8388608      # unsent bytes at which we stop reading what makes more
     CLOSE_PROTOCOL = 1002
@@ -147,8 +151,11 @@ cdef class Link(WSListener):
         finally:
             if frame.last_in_buffer:
                 self.end_batch()
-            elif self.engine.out.size >= GOOD_WRITE and not self.engine.paused:
-                self._write()
+            else:
+                if len(self.engine.ready) >= FIRE_AT:
+                    self._fire()
+                if self.engine.out.size >= GOOD_WRITE and not self.engine.paused:
+                    self._write()
 
     cpdef on_ws_disconnected(self, WSTransport transport):
         self._drop_fragments()
@@ -298,13 +305,18 @@ cdef class Link(WSListener):
         engine.sent_since_wake = False
         return self._check_fatal()
 
-    cdef int end_batch(self) except -1:
-        """All that has arrived was handled: resume who waited for it, and send what that made."""
+    cdef int _fire(self) except -1:
+        """Resumes who waits for what has arrived."""
         if self.dispatcher is not None:
             self.dispatcher.deactivate()
+        while self.engine.fire_ready():
+            self._write()
+        return 0
+
+    cdef int end_batch(self) except -1:
+        """All that has arrived was handled: resume who waited for it, and send what that made."""
         try:
-            while self.engine.fire_ready():
-                self._write()
+            self._fire()
             if self.engine.waiting.size > 0:
                 self.engine.pump(self.engine.now)
         finally:
