@@ -12,7 +12,11 @@ class HeapFull(Exception):
     """The heap holds as many entries as it may."""
 
 
+# `no_gc`: what its item refers back to would be a cycle through the heap, which
+# ends when the entry leaves; and a hundred thousand tracked entries would set off
+# the collector again and again.
 @cython.final
+@cython.no_gc
 @cython.freelist(1024)
 cdef class HeapEntry:
     """An item's place in a `PriorityHeap`, as `push` returns it.
@@ -33,7 +37,8 @@ cdef class HeapEntry:
 
 
 cdef inline bint _before(const Node* a, const Node* b) noexcept nogil:
-    return a.priority < b.priority or (a.priority == b.priority and a.arrival < b.arrival)
+    # no short circuit: which of two nodes comes first is anybody's guess, and so the branch
+    return (a.priority < b.priority) | ((a.priority == b.priority) & (a.arrival < b.arrival))
 
 
 @cython.final
@@ -65,6 +70,7 @@ cdef class PriorityHeap:
             self.size -= 1
             entry = <PyObject*>self.nodes[self.size].entry
             (<HeapEntry>entry).home = NULL
+            (<HeapEntry>entry).item = None
             Py_DECREF(<object>entry)
         self.dead = 0
 
@@ -88,23 +94,27 @@ cdef class PriorityHeap:
         self.nodes[at] = node
 
     cdef void _sift_down(self, Py_ssize_t at, Node node) noexcept:
-        cdef Py_ssize_t child, best, last
+        cdef Py_ssize_t child, best, other
+        cdef Node* nodes = self.nodes
         while True:
             child = 4 * at + 1
-            if child >= self.size:
+            if child + 3 < self.size:
+                best = child + _before(&nodes[child + 1], &nodes[child])
+                other = child + 2 + _before(&nodes[child + 3], &nodes[child + 2])
+                if _before(&nodes[other], &nodes[best]):
+                    best = other
+            elif child < self.size:
+                best = child
+                for other in range(child + 1, self.size):
+                    if _before(&nodes[other], &nodes[best]):
+                        best = other
+            else:
                 break
-            best = child
-            last = min(child + 4, self.size)
-            child += 1
-            while child < last:
-                if _before(&self.nodes[child], &self.nodes[best]):
-                    best = child
-                child += 1
-            if not _before(&self.nodes[best], &node):
+            if not _before(&nodes[best], &node):
                 break
-            self.nodes[at] = self.nodes[best]
+            nodes[at] = nodes[best]
             at = best
-        self.nodes[at] = node
+        nodes[at] = node
 
     cdef void _drop_first(self) noexcept:
         """Takes the first node out of the array; its entry is the caller's."""
