@@ -5,6 +5,7 @@
 See the guide in ``docs/guide.md``; the protocol itself is in ``docs/protocol.md``.
 """
 
+from packetflow._version import __version__ as __version__
 from packetflow.errors import (
     Cancelled,
     Conflict,
@@ -27,7 +28,7 @@ from packetflow.loop import run
 from packetflow.model import GROUPS, STANDARD_ELEMENTS, Packet, Result
 from packetflow.reactor import Reactor
 
-__version__ = "0.1.0"
+
 
 __all__ = [
     "GROUPS",

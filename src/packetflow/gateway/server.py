@@ -108,6 +108,7 @@ class Gateway(HandlerRegistry):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._links: dict[Engine, Link] = {}
         self._peers: dict[str, Peer] = {}
+        self._arrivals: list[asyncio.Future[None]] = []
         self._emptied: asyncio.Event = asyncio.Event()
         # one bound method each for all links: a new one for every link would cost memory
         self._on_open_link = self._on_open
@@ -240,10 +241,22 @@ class Gateway(HandlerRegistry):
             link = self._links.get(engine)
             if link is not None:
                 self._peers[name] = Peer(link)
+                arrivals, self._arrivals = self._arrivals, []
+                for waiter in arrivals:
+                    if not waiter.done():
+                        waiter.set_result(None)
 
     def _handlers_changed(self) -> None:
         for engine in self._links:
             engine.announce(self.handles)
+
+    async def wait_for_reactor(self, name: str) -> Peer:
+        """Returns the connected reactor of that name, once there is one."""
+        while name not in self._peers:
+            waiter = asyncio.get_running_loop().create_future()
+            self._arrivals.append(waiter)
+            await waiter
+        return self._peers[name]
 
     # -- submitting
 

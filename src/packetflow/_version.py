@@ -1,0 +1,3 @@
+"""The version, in a place that the build can read without importing the core."""
+
+__version__ = "0.1.0"
