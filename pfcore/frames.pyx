@@ -139,6 +139,8 @@ cdef int _field_of(const unsigned char* p, Py_ssize_t n) noexcept nogil:
     elif n == 8:
         if _is(p, n, b"priority"):
             return F_PRIORITY
+        if _is(p, n, b"metadata"):
+            return F_METADATA
     elif n == 9:
         if _is(p, n, b"packet_id"):
             return F_PACKET_ID
@@ -155,8 +157,6 @@ cdef int _field_of(const unsigned char* p, Py_ssize_t n) noexcept nogil:
     elif n == 10:
         if _is(p, n, b"timeout_ms"):
             return F_TIMEOUT
-        if _is(p, n, b"metadata"):
-            return F_METADATA
     elif n == 12:
         if _is(p, n, b"dependencies"):
             return F_DEPENDENCIES
@@ -505,13 +505,13 @@ cdef class FrameReader:
             self.type = MessageType.HEARTBEAT
         else:
             return self._fail(b"type", b"submit, result, error or heartbeat", &type_span)
-        # the id too: a refusal of a packet goes to the packet, not to the frame
+        if payload_kind != Kind.OBJECT:
+            return self._fail(b"payload", b"an object", NULL)
+        # the id early: a refusal of a packet goes to the packet, not to the frame
         if self._id() < 0:
             return -1
         if self.seq < 0:
             return self._fail(b"seq", b"an integer from 0 to 2^53-1", NULL)
-        if payload_kind != Kind.OBJECT:
-            return self._fail(b"payload", b"an object", NULL)
         if self.type == MessageType.SUBMIT:
             return self._check_submit()
         if self.type == MessageType.RESULT:

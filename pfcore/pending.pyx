@@ -128,11 +128,16 @@ cdef class PendingTable:
         # the level is that of the highest group of six bits in which tick and now differ
         while level < LEVELS - 1 and (span >> (6 * (level + 1))) != 0:
             level += 1
-        if level == LEVELS - 1 and (span >> (6 * LEVELS)) != 0:
-            # beyond the wheel: park in the last slot that comes up; it is looked at again there
-            place = <int>(((self.wheel_tick >> (6 * level)) - 1) & (WHEEL_SLOTS - 1))
-        else:
+        if level < LEVELS - 1:
             place = <int>((tick >> (6 * level)) & (WHEEL_SLOTS - 1))
+        else:
+            # the outermost level goes round: by distance, not by bits, or an entry just behind
+            # its seam would wait for a whole turn. Beyond it, park in the slot that comes up
+            # last, to be looked at again there.
+            span = (tick >> (6 * level)) - (self.wheel_tick >> (6 * level))
+            if span > WHEEL_SLOTS - 1:
+                span = WHEEL_SLOTS - 1
+            place = <int>(((self.wheel_tick >> (6 * level)) + span) & (WHEEL_SLOTS - 1))
         place += level * WHEEL_SLOTS
         entry.wheel_slot = place
         entry.wheel_previous = -1

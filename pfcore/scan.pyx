@@ -212,7 +212,7 @@ cdef int _scan_number(Cursor* cursor, Span* out) noexcept nogil:
             p += 1
     out.n = p - out.p
     if out.integer:
-        if p - digits > MAX_INTEGER_DIGITS:
+        if out.n > MAX_INTEGER_DIGITS:  # msgspec counts the sign, too
             return scan_fail(cursor, b"an integer of at most 4300 digits")
     elif _overflows(out.p, p):
         return scan_fail(cursor, b"a number within the range of a double")

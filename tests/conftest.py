@@ -1,0 +1,60 @@
+"""Shared fixtures. No test sleeps to wait: they wait for events, under pytest-timeout."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any, AsyncIterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from packetflow import Gateway, Reactor
+
+settings.register_profile(
+    "default", deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.register_profile("long", settings.get_profile("default"), max_examples=20_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Any]:
+    """Every asynchronous test runs on both loops."""
+    factories: dict[str, Any] = {"asyncio": asyncio.new_event_loop}
+    try:
+        import uvloop
+    except ImportError:
+        return factories
+    return {"uvloop": uvloop.new_event_loop, **factories}
+
+
+@pytest.fixture
+def gateway() -> Gateway:
+    """A gateway for a free port, not yet started, with a few handlers."""
+    gateway = Gateway("ws://127.0.0.1:0/packetflow/v1")
+
+    @gateway.register("df", "transform")
+    async def transform(data: str) -> str:
+        return data.upper()
+
+    @gateway.register("df", "echo")
+    def echo(data: Any) -> Any:
+        return data
+
+    @gateway.register("df", "fail")
+    def fail(data: Any) -> None:
+        raise ValueError(data)
+
+    @gateway.register("df", "forever")
+    async def forever(data: Any) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    return gateway
+
+
+@pytest.fixture
+async def reactor(gateway: Gateway) -> AsyncIterator[Reactor]:
+    """A reactor named "r1" that is connected to `gateway`."""
+    async with gateway, Reactor(gateway.endpoint, name="r1") as reactor:
+        await gateway.wait_for_reactor("r1")
+        yield reactor
