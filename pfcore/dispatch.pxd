@@ -96,10 +96,10 @@ cdef class Dispatcher(Acceptor):
         readonly int64_t failed
 
     cdef Handler find(self, FrameReader reader)
-    cdef int begin_batch(self, int64_t now) noexcept
-    # Ends what accepting packets may have begun: before any other task runs.
     cdef int deactivate(self) except -1
     cdef int _activate(self, Worker worker) except -1
+    cdef int _run_simulated(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id,
+                            Py_ssize_t n, object data, Packet packet, int64_t now) except -1
     cdef int _run(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
                   object data, Packet packet, int64_t deadline, Job job, int64_t now) except -1
     cdef int _enqueue(self, Engine engine, FrameReader reader, Handler handler, object data, Packet packet, int64_t now) except -1

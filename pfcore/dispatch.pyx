@@ -406,7 +406,10 @@ cdef class Dispatcher(Acceptor):
     # -- life
 
     def start(self, loop):
-        """Handlers run on `loop` from now on, in copies of the present context."""
+        """Handlers run on `loop` from now on, in copies of the present context.
+
+        None for simulations: plain functions only, and nothing queues.
+        """
         self.loop = loop
         self.base = PyContext_CopyCurrent()
         self.draining = False
@@ -443,9 +446,12 @@ cdef class Dispatcher(Acceptor):
 
     # -- accepting
 
-    cdef int begin_batch(self, int64_t now) noexcept:
+    cdef int begin_batch(self, int64_t now) except -1:
         self.slice_ends = now + SLICE
         return 0
+
+    cdef int end_batch(self) except -1:
+        return self.deactivate()
 
     cdef int accept(self, Engine engine, FrameReader reader, int64_t now) except -1:
         cdef Handler handler = self.find(reader)
@@ -476,7 +482,8 @@ cdef class Dispatcher(Acceptor):
         except RecursionError:
             return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF400",
                                         "data: nested too deep", None, 0)
-        if self.running >= self.concurrency or self.queue.size > 0 or now >= self.slice_ends:
+        if self.loop is not None and (
+                self.running >= self.concurrency or self.queue.size > 0 or engine.now >= self.slice_ends):
             return self._enqueue(engine, reader, handler, data, packet, now)
         if engine.inbound.count > 0 and engine.inbound.find_id(reader.id.p, reader.id.n) >= 0:
             return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF409",
@@ -565,6 +572,8 @@ cdef class Dispatcher(Acceptor):
         cdef PySendResult status
         cdef Py_ssize_t references
         cdef bint suspended = False
+        if self.loop is None:
+            return self._run_simulated(engine, handler, seq, packet_id, n, data, packet, now)
         if not self.active:
             if worker is None:
                 worker = self._take_worker()
@@ -614,6 +623,15 @@ cdef class Dispatcher(Acceptor):
                 self.deactivate()
                 raise error
         return 0
+
+    cdef int _run_simulated(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id,
+                            Py_ssize_t n, object data, Packet packet, int64_t now) except -1:
+        """Without a loop there are no tasks, and only functions that return at once can run."""
+        try:
+            value = handler.function(data, packet) if handler.wants_packet else handler.function(data)
+        except Exception as error:
+            return self._answer_error(engine, handler, seq, packet_id, n, None, error, pf_monotonic_ns())
+        return self._answer(engine, handler, seq, packet_id, n, None, value, pf_monotonic_ns())
 
     cdef int _activate(self, Worker worker) except -1:
         """Makes the worker's task the current one and its context the present one.

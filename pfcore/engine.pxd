@@ -39,6 +39,9 @@ cdef enum EngineState:
 
 # What an engine gives incoming packets to.
 cdef class Acceptor:
+    # Messages that arrived together begin; and they have ended: before any other task runs.
+    cdef int begin_batch(self, int64_t now) except -1
+    cdef int end_batch(self) except -1
     # The packet in `reader` (borrowed). Answers with the engine's `respond` methods, now or later.
     cdef int accept(self, Engine engine, FrameReader reader, int64_t now) except -1
     # An accepted packet's deadline has passed (expired) or its submitter has cancelled it,

@@ -58,6 +58,12 @@ cdef enum:
 cdef class Acceptor:
     """Base of what handles a connection's incoming packets."""
 
+    cdef int begin_batch(self, int64_t now) except -1:
+        return 0
+
+    cdef int end_batch(self) except -1:
+        return 0
+
     cdef int accept(self, Engine engine, FrameReader reader, int64_t now) except -1:
         raise NotImplementedError
 
@@ -254,6 +260,7 @@ cdef class Engine(Canceller):
         cdef bint direct
         if self.state == EngineState.CLOSED:
             raise exception_for("PF502", "the connection is closed")
+        direct = self.waiting.size == 0 and self._room()
         if packet_id is None:
             write_id(text)
         else:
@@ -267,7 +274,6 @@ cdef class Engine(Canceller):
             raise exception_for("PF429", f"{full}; wait for answers, or submit through map", {"retry_after_ms": 100})
         reply.seq = self.pending.entries[slot].seq
         reply.timeout_ms = timeout_ms
-        direct = self.waiting.size == 0 and self._room()
         try:
             if not direct:
                 out = OutputBuffer(limit=self.max_frame + 65536)
@@ -686,7 +692,11 @@ cdef class Engine(Canceller):
         """One whole message as the peer sent it, and the end of a batch."""
         self.in_batch = True
         try:
+            if self.acceptor is not None:
+                self.acceptor.begin_batch(now)
             self.receive(<const unsigned char*>PyBytes_AS_STRING(message), PyBytes_GET_SIZE(message), now)
+            if self.acceptor is not None:
+                self.acceptor.end_batch()
             while self.fire_ready():
                 pass
             self.pump(now)

@@ -12,13 +12,11 @@ from libc.stdint cimport int64_t, uint8_t
 
 from picows.picows cimport WSFrame, WSListener, WSTransport
 
-from pfcore.dispatch cimport Dispatcher
 from pfcore.engine cimport Engine
 
 cdef class Link(WSListener):
     cdef:
         readonly Engine engine
-        Dispatcher dispatcher        # None where this side handles nothing
         object loop
         WSTransport transport        # None while there is no connection
         object tcp                   # its asyncio transport

@@ -13,7 +13,6 @@ from libc.string cimport memcpy
 from picows.picows cimport WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
 from pfcore.buffers cimport OP_BINARY, OP_CLOSE, OP_PING, OP_TEXT, Opcode, OutputBuffer
-from pfcore.dispatch cimport Dispatcher
 from pfcore.engine cimport GOOD_WRITE, Engine, EngineState
 from pfcore.reply cimport Reply
 from pfcore.scan cimport pf_utf8_valid
@@ -63,14 +62,12 @@ _pin()
 cdef class Link(WSListener):
     """One WebSocket connection of an `Engine`.
 
-    `dispatcher`: what the engine gives packets to, if it is one, for its time
-    slices. `on_open`, `on_closed`: called with the link. Made within a running
-    event loop; picows calls the rest.
+    `on_open`, `on_closed`: called with the link. Made within a running event
+    loop; picows calls the rest.
     """
 
-    def __init__(self, Engine engine not None, *, loop, Dispatcher dispatcher=None, on_open=None, on_closed=None):
+    def __init__(self, Engine engine not None, *, loop, on_open=None, on_closed=None):
         self.engine = engine
-        self.dispatcher = dispatcher
         self.loop = loop
         self.on_open = on_open
         self.on_closed = on_closed
@@ -130,8 +127,8 @@ cdef class Link(WSListener):
             self.in_batch = True
             self.engine.in_batch = True
             self.engine.now = now
-            if self.dispatcher is not None:
-                self.dispatcher.begin_batch(now)
+            if self.engine.acceptor is not None:
+                self.engine.acceptor.begin_batch(now)
         try:
             if not self.closing or kind == WSMsgType.CLOSE:
                 if frame.rsv1 or frame.rsv2 or frame.rsv3:
@@ -307,8 +304,8 @@ cdef class Link(WSListener):
 
     cdef int _fire(self) except -1:
         """Resumes who waits for what has arrived."""
-        if self.dispatcher is not None:
-            self.dispatcher.deactivate()
+        if self.engine.acceptor is not None:
+            self.engine.acceptor.end_batch()
         while self.engine.fire_ready():
             self._write()
         return 0

@@ -116,7 +116,7 @@ class Reactor(Submitter, HandlerRegistry):
         self._dispatcher.start(loop)
         engine = Engine(client=True, acceptor=self._dispatcher, **self._settings)
         engine.announce(self.handles)
-        link = Link(engine, loop=loop, dispatcher=self._dispatcher, on_closed=self._on_closed)
+        link = Link(engine, loop=loop, on_closed=self._on_closed)
         try:
             await self._dial(link)
         except BaseException:

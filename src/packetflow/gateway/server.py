@@ -212,7 +212,6 @@ class Gateway(HandlerRegistry):
         return Link(
             engine,
             loop=self._loop,
-            dispatcher=self._dispatcher,
             on_open=self._on_open_link,
             on_closed=self._on_closed_link,
         )
