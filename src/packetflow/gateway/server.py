@@ -32,6 +32,7 @@ class Peer(Submitter):
 
     def __init__(self, link: Link) -> None:
         self._bind(link)
+        self._link = link
         self._engine = link.engine
 
     @property
@@ -43,6 +44,10 @@ class Peer(Submitter):
     def handles(self) -> list[str]:
         """What it announced to handle: ``["df:transform"]``; empty if it announced nothing."""
         return list(self._engine.peer_capabilities or ())
+
+    def disconnect(self, reason: str = "disconnected by the gateway") -> None:
+        """Closes its connection; a `packetflow.Reactor` dials again."""
+        self._link.close(1001, reason)
 
     def __repr__(self) -> str:
         return f"<Peer {self.name!r} handles={self.handles}>"
