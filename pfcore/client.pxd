@@ -27,7 +27,7 @@ cdef class Submitter:
     cdef bytes address_of(self, object group, object element)
     cdef Link ready_link(self)
 
-cdef class Mapping:
+cdef class PacketMap:
     cdef:
         Submitter submitter
         Link link

@@ -29,7 +29,7 @@ cdef extern from *:
     PyObject* pf_next(object iterator) except? NULL
     object pf_own(PyObject* item)        # takes over a reference that we own
 
-__all__ = ["Mapping", "Submitter"]
+__all__ = ["PacketMap", "Submitter"]
 
 MAX_WINDOW = 65536
 
@@ -93,7 +93,7 @@ cdef class Submitter:
 
     def _map(self, group, element, items, *, priority=5, timeout_ms=None, Py_ssize_t window=1024):
         """`map` over an iterable; see `packetflow.Reactor.map`."""
-        cdef Mapping mapping = Mapping.__new__(Mapping)
+        cdef PacketMap mapping = PacketMap.__new__(PacketMap)
         if not 1 <= window <= MAX_WINDOW:
             raise ValueError(f"window: expected 1 to {MAX_WINDOW}, got {window}")
         mapping.submitter = self
@@ -108,11 +108,11 @@ cdef class Submitter:
 
 
 @cython.final
-cdef class Mapping:
+cdef class PacketMap:
     """Results of many packets in the order of their items, at most a window of them in flight."""
 
     def __init__(self):
-        raise TypeError("Mapping: made by map only")
+        raise TypeError("PacketMap: made by map only")
 
     def __aiter__(self):
         return self

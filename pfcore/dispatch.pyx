@@ -122,7 +122,7 @@ cdef class Handler:
     what to send or raises.
     """
 
-    def __init__(self, str group not None, str element not None, function, *, bint wants_packet=False,
+    def __init__(self, group, element, function, *, bint wants_packet=False,
                  decoder=None, bint plain_str=False, returns=None, check=None):
         check_address(group, element)
         if not callable(function):

@@ -50,7 +50,6 @@ cdef extern from "bytes_ops.h" nogil:
 
 __all__ = [
     "GROUP_CODES",
-    "MAX_DEPENDENCIES",
     "MAX_ELEMENT_LENGTH",
     "MAX_ID_LENGTH",
     "MAX_SEQ",

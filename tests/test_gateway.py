@@ -220,10 +220,16 @@ async def test_a_flood_of_garbage_ends_that_link_and_nobody_else_notices(gateway
         peer.close()
 
 
-async def test_raw_garbage_instead_of_a_handshake(gateway: Gateway) -> None:
-    async with gateway:
+async def test_raw_garbage_instead_of_a_handshake() -> None:
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1", handshake_timeout=0.5) as gateway:
+        gateway.register("df", "echo", lambda data: data)
         host, port = gateway.endpoint[5:].split("/")[0].split(":")
-        for raw in (os.urandom(5000), b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 3000, b"\r\n\r\n", b"POST /x HTTP/1.1\r\n\r\n"):
+        for raw in (
+            os.urandom(5000),
+            b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 3000,
+            b"\r\n\r\n",
+            b"POST /x HTTP/1.1\r\n\r\n",
+        ):
             reader, writer = await asyncio.open_connection(host, int(port))
             writer.write(raw)
             async with asyncio.timeout(10):

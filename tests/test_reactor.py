@@ -6,7 +6,8 @@ import asyncio
 import contextvars
 import gc
 import weakref
-from typing import Any, AsyncIterator
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -83,7 +84,9 @@ async def test_gather_wait_and_wait_for_take_replies_as_they_are(reactor: Reacto
     assert not pending
     assert await asyncio.wait_for(reactor.call("df", "echo", 1), 10) == 1
     assert await asyncio.shield(reactor.call("df", "echo", 2)) == 2
-    results = await asyncio.gather(reactor.call("df", "fail", "x"), reactor.call("df", "echo", 1), return_exceptions=True)
+    results = await asyncio.gather(
+        reactor.call("df", "fail", "x"), reactor.call("df", "echo", 1), return_exceptions=True
+    )
     assert isinstance(results[0], packetflow.HandlerError)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(reactor.call("df", "forever"), 0.01)
@@ -350,7 +353,9 @@ async def test_no_answer_at_all_ends_one_second_after_the_deadline() -> None:
         import hashlib
 
         request = (await reader.readuntil(b"\r\n\r\n")).decode()
-        key = next(line.split(": ")[1] for line in request.split("\r\n") if line.lower().startswith("sec-websocket-key"))
+        key = next(
+            line.split(": ")[1] for line in request.split("\r\n") if line.lower().startswith("sec-websocket-key")
+        )
         accept = base64.b64encode(hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()).decode()
         writer.write(f"HTTP/1.1 101 x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                      f"Sec-WebSocket-Accept: {accept}\r\n\r\n".encode())  # fmt: skip
@@ -583,8 +588,10 @@ def test_a_bad_endpoint_says_what_is_wrong(endpoint: str) -> None:
         Reactor(endpoint)
 
 
-@pytest.mark.parametrize("settings", [{"window": 0}, {"concurrency": 0}, {"max_frame": 1}, {"heartbeat": 0},
-                                      {"max_queue": -1}, {"max_pending": 0}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"window": 0}, {"concurrency": 0}, {"max_frame": 1}, {"heartbeat": 0}, {"max_queue": -1}, {"max_pending": 0}],
+)
 def test_bad_settings_fail_before_the_start(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
         Reactor("ws://127.0.0.1:1/", **settings)

@@ -10,8 +10,9 @@ import struct
 from typing import Any
 
 
-def frame(payload: bytes, opcode: int = 1, *, fin: bool = True, mask: bytes | None = b"\x00\x00\x00\x00",
-          rsv: int = 0) -> bytes:
+def frame(
+    payload: bytes, opcode: int = 1, *, fin: bool = True, mask: bytes | None = b"\x00\x00\x00\x00", rsv: int = 0
+) -> bytes:
     """One WebSocket frame; `mask` None for a server's."""
     head = bytes([(0x80 if fin else 0) | rsv << 4 | opcode])
     bit = 0x80 if mask is not None else 0

@@ -21,10 +21,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.workload import PAYLOADS, expected
 from packetflow import Packet
 from pfcore.frames import encode_message
-
-from benchmarks.workload import PAYLOADS, expected
 
 HERE = Path(__file__).parent
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -145,9 +144,7 @@ def measure(entrant: Entrant, payload: str, outstanding: int, seconds: float, wo
                     )
                 )
                 wait_for(port, servers[0])
-            servers.append(
-                subprocess.Popen([*here, "serve", entrant.peer, str(port), entrant.variant], stderr=quiet)
-            )
+            servers.append(subprocess.Popen([*here, "serve", entrant.peer, str(port), entrant.variant], stderr=quiet))
             load = [*here, "load", entrant.peer, str(port), payload, str(outstanding), str(seconds), entrant.variant]
         wait_for(port, servers[-1])
         if entrant.peer == "nats":
@@ -174,8 +171,10 @@ def measure(entrant: Entrant, payload: str, outstanding: int, seconds: float, wo
 
 def table(results: dict[str, dict[str, dict[str, float]]], columns: list[str]) -> str:
     """Markdown: requests per second, and the CPU of both sides at the last column."""
-    lines = ["| requests per second | " + " | ".join(columns) + " | CPU per request at 1,024, client + server |",
-             "|---|" + "---:|" * (len(columns) + 1)]
+    lines = [
+        "| requests per second | " + " | ".join(columns) + " | CPU per request at 1,024, client + server |",
+        "|---|" + "---:|" * (len(columns) + 1),
+    ]
     for label, row in results.items():
         cells = [f"{row[c]['rate']:,.0f}" if c in row else "" for c in columns]
         busiest = row.get("hello 1,024")
@@ -191,9 +190,23 @@ def plot(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "packetflow"
     from matplotlib import pyplot
 
-    rows = [(label, row["hello 1,024"]["rate"]) for label, row in results.items() if "hello 1,024" in row
-            and label in ("packetflow call", "packetflow map", "picows + msgspec", "Node ws", "aiohttp", "websockets",
-                          "nats-py + nats-server", "pyzmq", "grpc.aio")]
+    rows = [
+        (label, row["hello 1,024"]["rate"])
+        for label, row in results.items()
+        if "hello 1,024" in row
+        and label
+        in (
+            "packetflow call",
+            "packetflow map",
+            "picows + msgspec",
+            "Node ws",
+            "aiohttp",
+            "websockets",
+            "nats-py + nats-server",
+            "pyzmq",
+            "grpc.aio",
+        )
+    ]
     rows.sort(key=lambda row: row[1])
     figure, axes = pyplot.subplots(figsize=(8, 3.6))
     colours = ["#2a6f97" if label.startswith("packetflow") else "#a9b4bd" for label, _ in rows]
@@ -222,14 +235,22 @@ def targets(results: dict[str, dict[str, dict[str, float]]]) -> list[tuple[str, 
         ("call at 64 / best of Node ws and picows", rate(call, "hello 64") / peers("hello 64"), 4),
         ("call at 1 / C floor", rate(call, "hello 1") / rate("C floor (epoll, same bytes)", "hello 1"), 0.8),
         ("map at 1,024 / best of Node ws and picows", rate("packetflow map", "hello 1,024") / peers("hello 1,024"), 18),
-        ("1 KiB object at 1,024 / best of Node ws and picows",
-         rate(call, "object 1,024") / peers("object 1,024"), 3),
-        ("stock loop / uvloop at 1,024",
-         rate("packetflow call, stock loop", "hello 1,024") / rate(call, "hello 1,024"), 0.8),
-        ("async def handler / def handler",
-         rate(call, "hello 1,024") / rate("packetflow call, def handler", "hello 1,024"), 0.9),
-        ("handler that suspends / best of Node ws and picows",
-         rate("packetflow call, handler suspends", "hello 1,024") / peers("hello 1,024"), 2.5),
+        ("1 KiB object at 1,024 / best of Node ws and picows", rate(call, "object 1,024") / peers("object 1,024"), 3),
+        (
+            "stock loop / uvloop at 1,024",
+            rate("packetflow call, stock loop", "hello 1,024") / rate(call, "hello 1,024"),
+            0.8,
+        ),
+        (
+            "async def handler / def handler",
+            rate(call, "hello 1,024") / rate("packetflow call, def handler", "hello 1,024"),
+            0.9,
+        ),
+        (
+            "handler that suspends / best of Node ws and picows",
+            rate("packetflow call, handler suspends", "hello 1,024") / peers("hello 1,024"),
+            2.5,
+        ),
     ]
 
 
@@ -264,8 +285,10 @@ def main() -> None:
                             print(f"{entrant.label}, {column}: {error}", file=sys.stderr)
                             continue
                         samples.setdefault(entrant.label, {}).setdefault(column, []).append(figures)
-                        print(f"round {round_number + 1}  {column:13} {entrant.label:36} {figures['rate']:12,.0f}/s",
-                              file=sys.stderr)
+                        print(
+                            f"round {round_number + 1}  {column:13} {entrant.label:36} {figures['rate']:12,.0f}/s",
+                            file=sys.stderr,
+                        )
     results = {
         label: {
             column: {key: statistics.median(one[key] for one in many) for key in many[0]}
@@ -273,8 +296,10 @@ def main() -> None:
         }
         for label, row in samples.items()
     }
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-          f"median of {options.rounds}\n")
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"median of {options.rounds}\n"
+    )
     print(table(results, columns))
     print("\n| target | reached | wanted |\n|---|---:|---:|")
     for description, reached, goal in targets(results):

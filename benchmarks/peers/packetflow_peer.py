@@ -7,9 +7,8 @@ import time
 from functools import partial
 from typing import Any
 
-from packetflow import Gateway, Reactor
-
 from benchmarks.workload import PAYLOADS, closed_loop, expected, work
+from packetflow import Gateway, Reactor
 
 
 async def serve(port: int, variant: str) -> None:
@@ -57,8 +56,10 @@ async def _load_map(reactor: Reactor, data: Any, window: int, seconds: float) ->
         done = 0
         started, cpu = time.perf_counter(), time.process_time()
         ends = started + stretch
-        async for result in reactor.map("df", "transform", items(), window=window):
+        _last = None
+        async for _last in reactor.map("df", "transform", items(), window=window):
             done += 1
         took, used = time.perf_counter() - started, time.process_time() - cpu
-    assert result.data == wanted, result
+    assert _last is not None
+    assert _last.data == wanted, _last
     return {"requests": done, "seconds": took, "cpu": used}

@@ -45,18 +45,17 @@ decode_submit = msgspec.json.Decoder(Submit).decode
 decode_result = msgspec.json.Decoder(Result).decode
 
 
-class Server(WSListener):
-    handlers = {("df", "transform"): work}
+HANDLERS = {("df", "transform"): work}
 
+
+class Server(WSListener):
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         if frame.msg_type != WSMsgType.TEXT:
             return
         submit = decode_submit(frame.get_payload_as_memoryview())
         packet = submit.payload
-        data = self.handlers[packet.group, packet.element](packet.data)
-        transport.send(
-            WSMsgType.TEXT, encode(Result("result", submit.seq, Outcome(packet.id, "success", data, 0)))
-        )
+        data = HANDLERS[packet.group, packet.element](packet.data)
+        transport.send(WSMsgType.TEXT, encode(Result("result", submit.seq, Outcome(packet.id, "success", data, 0))))
 
 
 class Client(WSListener):

@@ -28,8 +28,6 @@ from packetflow.loop import run
 from packetflow.model import GROUPS, STANDARD_ELEMENTS, Packet, Result
 from packetflow.reactor import Reactor
 
-
-
 __all__ = [
     "GROUPS",
     "STANDARD_ELEMENTS",

@@ -12,14 +12,14 @@ import collections.abc
 import functools
 import inspect
 import typing
-from typing import Any, Callable, TypeVar, overload
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
 
 import msgspec
 
-from pfcore.dispatch import Dispatcher, Handler
-
 from packetflow.errors import InvalidPacket
 from packetflow.model import GROUPS
+from pfcore.dispatch import Dispatcher, Handler
 
 __all__ = ["HandlerRegistry", "make_handler"]
 
@@ -44,9 +44,7 @@ def _parameters(name: str, function: Callable[..., Any]) -> list[inspect.Paramet
     ]
     required = [p for p in positional if p.default is inspect.Parameter.empty]
     keyword_only = [
-        p.name
-        for p in parameters
-        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is inspect.Parameter.empty
+        p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is inspect.Parameter.empty
     ]
     variadic = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
     if keyword_only or len(required) > 2 or (not positional and not variadic):
@@ -71,7 +69,9 @@ def _hints(name: str, function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(target, include_extras=True)
     except (NameError, TypeError) as error:
-        raise TypeError(f"handler for {name}: the annotations of {_describe(function)} cannot be read: {error}") from None
+        raise TypeError(
+            f"handler for {name}: the annotations of {_describe(function)} cannot be read: {error}"
+        ) from None
 
 
 def _return_check(name: str, annotation: Any) -> Callable[[Any], Any]:
@@ -102,7 +102,9 @@ def make_handler(group: str, element: str, function: Callable[..., Any]) -> Hand
     if not callable(function):
         raise TypeError(f"handler for {name}: expected a function, got {function!r}")
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        raise TypeError(f"handler for {name}: expected a function that returns its result, {_describe(function)} yields")
+        raise TypeError(
+            f"handler for {name}: expected a function that returns its result, {_describe(function)} yields"
+        )
     parameters = _parameters(name, function)
     hints = _hints(name, function)
     annotation = hints.get(parameters[0].name, Any)

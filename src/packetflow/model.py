@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final, Mapping
+from typing import Final
 
 from pfcore.frames import GROUP_CODES, MAX_TIMEOUT_MS, Message, Packet, Result
 

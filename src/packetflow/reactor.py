@@ -7,20 +7,20 @@ import logging
 import random
 import ssl as ssl_module
 from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from types import TracebackType
-from typing import Any, AsyncIterable, AsyncIterator, Iterable, Self
+from typing import Any, Self
 
 import picows
-
-from pfcore.client import Submitter
-from pfcore.dispatch import Dispatcher
-from pfcore.engine import Engine
-from pfcore.link import Link
 
 from packetflow.endpoint import Endpoint, parse_endpoint
 from packetflow.errors import ConnectionLost
 from packetflow.handlers import HandlerRegistry
 from packetflow.model import Result
+from pfcore.client import Submitter
+from pfcore.dispatch import Dispatcher
+from pfcore.engine import Engine
+from pfcore.link import Link
 
 __all__ = ["Reactor"]
 
@@ -32,8 +32,11 @@ _LONGEST_DELAY = 5.0
 
 def warn_slow(key: str, milliseconds: int) -> None:
     """The warning for a handler that kept the loop from everything else."""
-    log.warning("the handler for %s kept the event loop for %d ms: make it async, or move its work to a thread",
-                key, milliseconds)
+    log.warning(
+        "the handler for %s kept the event loop for %d ms: make it async, or move its work to a thread",
+        key,
+        milliseconds,
+    )
 
 
 class Reactor(Submitter, HandlerRegistry):

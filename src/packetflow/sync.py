@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Callable, Coroutine, Iterable, Iterator, Mapping, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from packetflow.loop import loop_factory
 from packetflow.model import Packet, Result
@@ -94,7 +95,8 @@ class Reactor:
         """Submits a packet and waits for its `Result`. Raises as `packetflow.Reactor.submit`."""
 
         async def submit() -> Result:
-            return await self._reactor.submit(packet)
+            result: Result = await self._reactor.submit(packet)
+            return result
 
         return self._run(submit())
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+
+import packetflow
 from pfcore.dispatch import Dispatcher, Handler
 from pfcore.engine import Engine
 from pfcore.errors import PacketFlowError
 from pfcore.frames import Packet, encode_message
-
-import packetflow  # noqa: F401 - fills the table of exceptions
 from tests.wire import messages, split
 
 S = 1_000_000_000
@@ -342,7 +343,7 @@ def test_cancelling_what_waits_takes_it_out_of_the_queue() -> None:
     side.submit_packet(packet(1), START)
     waiting = side.submit_packet(packet(2), START)
     side.submit_packet(packet(3), START)
-    first, = sent(side)
+    (first,) = sent(side)
     waiting.cancel()
     assert side.queued == 1
     side.receive_message(result(first), START)

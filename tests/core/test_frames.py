@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pfcore.errors import InvalidPacket
 from pfcore.frames import MAX_SEQ, Message, Packet, Result, decode_message, encode_message
 
@@ -133,9 +134,10 @@ def test_seven_is_seven_however_it_is_written(priority: str) -> None:
 
 @pytest.mark.parametrize("field", ["priority", "timeout_ms", "dependencies", "metadata", "data"])
 def test_null_is_the_same_as_absent(field: str) -> None:
-    assert read(change(SUBMIT, f"payload.{field}", None)).payload == read(
-        change(change(SUBMIT, f"payload.{field}", None), f"payload.{field}", ...)
-    ).payload
+    assert (
+        read(change(SUBMIT, f"payload.{field}", None)).payload
+        == read(change(change(SUBMIT, f"payload.{field}", None), f"payload.{field}", ...)).payload
+    )
 
 
 def test_an_absent_priority_is_five_and_absent_data_null() -> None:
@@ -149,8 +151,28 @@ def test_every_1_x_version_is_accepted(version: str) -> None:
     assert read(change(SUBMIT, "payload.version", version)).payload.version == version
 
 
-@pytest.mark.parametrize("number", [0, 1, -1, 2**53, 2**53 + 1, 2**63 - 1, -(2**63), 2**64, 10**15, 10**40, 1e-300, 0.1,
-                                    1.7976931348623157e308, 5e-324, -0.0, 123456789012345678, -999999999999999999])
+@pytest.mark.parametrize(
+    "number",
+    [
+        0,
+        1,
+        -1,
+        2**53,
+        2**53 + 1,
+        2**63 - 1,
+        -(2**63),
+        2**64,
+        10**15,
+        10**40,
+        1e-300,
+        0.1,
+        1.7976931348623157e308,
+        5e-324,
+        -0.0,
+        123456789012345678,
+        -999999999999999999,
+    ],
+)
 def test_numbers_survive(number: float) -> None:
     data = read(change(SUBMIT, "payload.data", number)).payload.data
     assert data == number
@@ -202,8 +224,9 @@ def test_every_wrong_type_in_every_field_of_a_submit(field: str, value: Any) -> 
     assert error.expected in str(error)
 
 
-@pytest.mark.parametrize("field", ["type", "seq", "payload", "payload.version", "payload.id", "payload.group",
-                                   "payload.element"])
+@pytest.mark.parametrize(
+    "field", ["type", "seq", "payload", "payload.version", "payload.id", "payload.group", "payload.element"]
+)
 def test_every_missing_field_of_a_submit(field: str) -> None:
     with pytest.raises(InvalidPacket) as caught:
         read(change(SUBMIT, field, ...))
@@ -312,15 +335,29 @@ def test_inside_data_keys_may_repeat() -> None:
     assert read(frame).payload.data == {"a": 2}
 
 
-@pytest.mark.parametrize("frame", [b"", b"[]", b"1", b'"submit"', b"null", b"{", compact(SUBMIT) + b" x",
-                                   b"\xef\xbb\xbf" + compact(SUBMIT), compact(SUBMIT)[:-1] + b",}"])
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"[]",
+        b"1",
+        b'"submit"',
+        b"null",
+        b"{",
+        compact(SUBMIT) + b" x",
+        b"\xef\xbb\xbf" + compact(SUBMIT),
+        compact(SUBMIT)[:-1] + b",}",
+    ],
+)
 def test_what_is_no_frame_at_all(frame: bytes) -> None:
     with pytest.raises(InvalidPacket):
         read(frame)
 
 
-@pytest.mark.parametrize("frame", [SUBMIT, change(SUBMIT, "payload", EXTENDED), RESULT,
-                                   {"type": "heartbeat", "seq": 1, "payload": {"timestamp": 1}}])
+@pytest.mark.parametrize(
+    "frame",
+    [SUBMIT, change(SUBMIT, "payload", EXTENDED), RESULT, {"type": "heartbeat", "seq": 1, "payload": {"timestamp": 1}}],
+)
 def test_every_truncation_of_a_valid_frame(frame: dict[str, Any]) -> None:
     whole = compact(frame)
     for end in range(len(whole)):
@@ -379,10 +416,17 @@ json_values = st.recursive(
 )  # fmt: skip
 
 
-@given(json_values, st.integers(1, MAX_SEQ), st.sampled_from("cf df ed co mc rm".split()), st.integers(1, 10),
-       st.none() | st.integers(1, 300_000), st.none() | st.dictionaries(st.text(max_size=3, alphabet="ab\"\\é\n"), st.integers()))
-def test_submits_go_round(data: Any, seq: int, group: str, priority: int, timeout: int | None,
-                          metadata: dict[str, int] | None) -> None:
+@given(
+    json_values,
+    st.integers(1, MAX_SEQ),
+    st.sampled_from(["cf", "df", "ed", "co", "mc", "rm"]),
+    st.integers(1, 10),
+    st.none() | st.integers(1, 300_000),
+    st.none() | st.dictionaries(st.text(max_size=3, alphabet='ab"\\é\n'), st.integers()),
+)
+def test_submits_go_round(
+    data: Any, seq: int, group: str, priority: int, timeout: int | None, metadata: dict[str, int] | None
+) -> None:
     packet = Packet(group, "a.b-c_D", data, priority=priority, timeout_ms=timeout, metadata=metadata)
     frame = encode_message("submit", seq, packet)
     assert decode_message(frame) == Message("submit", seq, packet)

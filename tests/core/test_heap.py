@@ -9,6 +9,7 @@ import weakref
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from pfcore.heap import HeapEntry, HeapFull, PriorityHeap
 
 

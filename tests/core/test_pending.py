@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from pfcore.pending import PendingFull, PendingTable
 
 MS = 1_000_000
@@ -145,8 +146,9 @@ def test_waiters_are_released() -> None:
     assert all(reference() is None for reference in references)
 
 
-@pytest.mark.parametrize("options", [{"bound": 0}, {"bound": 2**27}, {"first_seq": 0}, {"most_seq": 2**53},
-                                     {"bound": 10, "most_seq": 5}])
+@pytest.mark.parametrize(
+    "options", [{"bound": 0}, {"bound": 2**27}, {"first_seq": 0}, {"most_seq": 2**53}, {"bound": 10, "most_seq": 5}]
+)
 def test_bad_settings_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="expected"):
         PendingTable(**options)

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from pfcore.scan import validate
 
 VALID = [
@@ -97,8 +98,35 @@ def test_agrees_with_msgspec_on_arbitrary_bytes(document: bytes) -> None:
     assert (validate(document) is None) == accepted_by_msgspec(document)
 
 
-ATOMS = [b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"u", b"d800", b"dc00", b"0", b"1", b"-", b".", b"e", b"9" * 20,
-         b"null", b"true", b" ", b"\n", b"\xc3\xa9", b"\xe2", b"\x82\xac", b"\xf0\x9f\x98\x80", b"a" * 17, b"\x01"]
+ATOMS = [
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b",",
+    b":",
+    b'"',
+    b"\\",
+    b"u",
+    b"d800",
+    b"dc00",
+    b"0",
+    b"1",
+    b"-",
+    b".",
+    b"e",
+    b"9" * 20,
+    b"null",
+    b"true",
+    b" ",
+    b"\n",
+    b"\xc3\xa9",
+    b"\xe2",
+    b"\x82\xac",
+    b"\xf0\x9f\x98\x80",
+    b"a" * 17,
+    b"\x01",
+]
 
 
 @given(st.lists(st.sampled_from(ATOMS), max_size=14).map(b"".join))

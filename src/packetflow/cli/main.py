@@ -31,7 +31,7 @@ class Failure(click.ClickException):
     exit_code = 2
 
 
-class EndpointType(click.ParamType):
+class EndpointType(click.ParamType):  # type: ignore[type-arg]
     """A ws://, wss://, packetflow:// or packetflows:// URL."""
 
     name = "url"
@@ -43,7 +43,7 @@ class EndpointType(click.ParamType):
             raise Failure(str(error)) from None
 
 
-class JsonType(click.ParamType):
+class JsonType(click.ParamType):  # type: ignore[type-arg]
     """A JSON value."""
 
     name = "json"
@@ -246,8 +246,14 @@ def submit(address: str, data: Any, endpoint: str, priority: int, timeout_ms: in
 @click.argument("data", type=JsonType(), default="null")
 @endpoint_option
 @click.option("-c", "--connections", default=1, show_default=True, type=click.IntRange(1, 10_000))
-@click.option("-w", "--window", default=64, show_default=True, type=click.IntRange(1, 65_536),
-              help="Packets in flight per connection.")
+@click.option(
+    "-w",
+    "--window",
+    default=64,
+    show_default=True,
+    type=click.IntRange(1, 65_536),
+    help="Packets in flight per connection.",
+)
 @click.option("-t", "--seconds", default=3.0, show_default=True, type=click.FloatRange(0.05, 3600))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 def bench_command(

@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl as ssl_module
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType, TracebackType
-from typing import Any, Iterable, Mapping, Self
+from typing import Any, Self
 
 import picows
 
+from packetflow.endpoint import Endpoint, parse_endpoint
+from packetflow.errors import ConnectionLost
+from packetflow.handlers import HandlerRegistry
+from packetflow.model import Packet
+from packetflow.reactor import warn_slow
 from pfcore.client import Submitter
 from pfcore.dispatch import Dispatcher
 from pfcore.engine import Engine
 from pfcore.link import Link
 from pfcore.reply import Reply
-
-from packetflow.endpoint import Endpoint, parse_endpoint
-from packetflow.errors import ConnectionLost, NoHandler
-from packetflow.handlers import HandlerRegistry
-from packetflow.model import Packet
-from packetflow.reactor import warn_slow
 
 __all__ = ["Gateway", "Peer"]
 
@@ -210,9 +210,7 @@ class Gateway(HandlerRegistry):
             return _refuse(403, "this origin is not allowed")
         if self._server is None or len(self._links) >= self._max_connections:
             return _refuse(503, "no more connections")
-        engine = Engine(
-            client=False, acceptor=self._dispatcher, on_heartbeat=self._on_peer_heartbeat, **self._settings
-        )
+        engine = Engine(client=False, acceptor=self._dispatcher, on_heartbeat=self._on_peer_heartbeat, **self._settings)
         engine.announce(self.handles)
         return Link(
             engine,
@@ -227,9 +225,9 @@ class Gateway(HandlerRegistry):
     def _on_closed(self, link: Link) -> None:
         engine = link.engine
         self._links.pop(engine, None)
-        peer = self._peers.get(engine.peer_name) if engine.peer_name is not None else None
-        if peer is not None and peer._engine is engine:
-            del self._peers[engine.peer_name]
+        name = engine.peer_name
+        if name is not None and name in self._peers and self._peers[name]._engine is engine:
+            del self._peers[name]
         engine.close("PF502", "the connection was lost; the answer is unknown")
         link.flush_ended()
         if not self._links:

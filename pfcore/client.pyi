@@ -1,0 +1,33 @@
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any, final
+
+from pfcore.frames import Packet, Result
+from pfcore.link import Link
+from pfcore.reply import Reply
+
+__all__ = ["PacketMap", "Submitter"]
+
+class Submitter:
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def _bind(self, link: Link | None) -> None: ...
+    def _map(
+        self,
+        group: str,
+        element: str,
+        items: Iterable[Any],
+        *,
+        priority: int = 5,
+        timeout_ms: int | None = None,
+        window: int = 1024,
+    ) -> PacketMap: ...
+    def submit(self, packet: Packet | Mapping[str, Any]) -> Reply: ...
+    def call(
+        self, group: str, element: str, data: Any = None, *, priority: int = 5, timeout_ms: int | None = None
+    ) -> Reply: ...
+
+@final
+class PacketMap(AsyncIterator[Result]):
+    def __aiter__(self) -> PacketMap: ...
+    def __anext__(self) -> Reply: ...
+    async def aclose(self) -> None: ...
+    def cancel(self) -> None: ...

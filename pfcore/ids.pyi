@@ -1,0 +1,3 @@
+__all__ = ["new_id"]
+
+def new_id() -> str: ...

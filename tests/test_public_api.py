@@ -1,0 +1,123 @@
+"""What is public, which way imports point, what importing costs, and the pin on picows."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import picows
+import pytest
+
+import packetflow
+import pfcore
+from pfcore.link import PICOWS_VERSION
+
+ROOT = Path(packetflow.__file__).parents[2]
+
+PUBLIC = [
+    "GROUPS", "STANDARD_ELEMENTS", "Cancelled", "Conflict", "ConnectionLost", "DependencyFailed", "Forbidden", "Gateway",
+    "HandlerError", "InvalidPacket", "NoHandler", "Overloaded", "Packet", "PacketFlowError", "PacketTimeout", "Reactor",
+    "Result", "TooLarge", "Unauthenticated", "Unavailable", "UnsupportedVersion", "run",
+]  # fmt: skip
+CORE = ["InvalidPacket", "Message", "Packet", "PacketFlowError", "PendingTable", "PriorityHeap", "Result",
+        "decode_message", "encode_message"]  # fmt: skip
+
+
+def test_the_public_names() -> None:
+    assert packetflow.__all__ == PUBLIC
+    assert sorted(pfcore.__all__) == CORE
+    for module in (packetflow, pfcore):
+        for name in module.__all__:
+            assert getattr(module, name).__doc__ or name.isupper()
+
+
+def test_the_core_is_compiled_against_the_picows_that_runs() -> None:
+    assert PICOWS_VERSION.split(".")[:2] == picows.__version__.split(".")[:2]
+    source = (ROOT / "pyproject.toml").read_text() if (ROOT / "pyproject.toml").exists() else None
+    if source is not None:
+        assert source.count(f"picows=={'.'.join(PICOWS_VERSION.split('.')[:2])}.*") == 2  # to build and to run
+
+
+def test_another_picows_is_refused_at_import() -> None:
+    program = "import picows; picows.__version__ = '9.9.0'\nimport packetflow"
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
+    assert "ImportError: packetflow-fast was compiled against picows" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "module", ["scan", "ids", "buffers", "frames", "heap", "pending", "reply", "engine", "dispatch", "link", "client"]
+)
+def test_every_core_module_is_compiled(module: str) -> None:
+    file = importlib.import_module(f"pfcore.{module}").__file__
+    assert file is not None
+    assert not file.endswith(".py")
+
+
+ORDER = [
+    "errors",
+    "scan",
+    "ids",
+    "buffers",
+    "frames",
+    "heap",
+    "pending",
+    "reply",
+    "engine",
+    "dispatch",
+    "link",
+    "client",
+]
+
+
+@pytest.mark.skipif(not (ROOT / "pfcore").exists(), reason="an installed wheel has no sources to look at")
+def test_imports_point_one_way() -> None:
+    for place, module in enumerate(ORDER):
+        for path in (ROOT / "pfcore").glob(f"{module}.p*"):
+            if path.suffix not in (".pyx", ".pxd", ".py"):
+                continue
+            for line in path.read_text().splitlines():
+                words = line.split()
+                if words[:1] == ["from"] and words[1].startswith("pfcore."):
+                    used = words[1].split(".")[1]
+                    assert used == module or ORDER.index(used) < place, f"{path.name} uses {used}"
+                assert words[:2] not in (["import", "packetflow"], ["from", "packetflow"]), path
+                if words[:1] in (["import"], ["from"]) and len(words) > 1:
+                    top = words[1].split(".")[0]
+                    assert top != "picows" or module == "link", f"{path.name} knows picows"
+                    assert top != "asyncio" or module in ("reply", "dispatch"), f"{path.name} knows asyncio"
+                    assert top != "time" or module == "link", f"{path.name} reads a clock"
+
+
+@pytest.mark.skipif(not (ROOT / "src").exists(), reason="an installed wheel has no sources to look at")
+def test_the_python_rooms_depend_downwards() -> None:
+    order = [
+        "_version",
+        "errors",
+        "model",
+        "endpoint",
+        "loop",
+        "handlers",
+        "reactor",
+        "gateway",
+        "sync",
+        "testing",
+        "cli",
+    ]
+    for path in (ROOT / "src" / "packetflow").rglob("*.py"):
+        room = path.relative_to(ROOT / "src" / "packetflow").parts[0].removesuffix(".py")
+        if room in ("__init__", "__main__"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("packetflow."):
+                used = node.module.split(".")[1]
+                assert used == room or order.index(used) < order.index(room), f"{path} uses {used}"
+
+
+def test_importing_is_cheap_in_modules() -> None:
+    """The time is for benchmarks; what must not creep in are the heavy ones."""
+    program = "import sys, packetflow; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True).stdout.split()
+    assert not {"uvloop", "click", "hypothesis", "multiprocessing", "xml", "pdb", "packetflow.cli"} & set(loaded)
