@@ -4,6 +4,7 @@ Switches by environment:
 
 - ``PFCORE_DEBUG=1``: bounds checks, invariants and assertions.
 - ``PFCORE_SANITIZE=1``: AddressSanitizer and UndefinedBehaviorSanitizer (clang).
+- ``PFCORE_FUZZ=1``: AddressSanitizer and libFuzzer's coverage counters (clang), for ``tools/fuzz``.
 - ``PFCORE_ANNOTATE=1``: Cython's HTML annotation beside every module.
 """
 
@@ -19,6 +20,7 @@ MODULES = tuple(m for m in MODULES if os.path.exists(f"pfcore/{m}.pyx"))
 
 DEBUG = os.environ.get("PFCORE_DEBUG") == "1"
 SANITIZE = os.environ.get("PFCORE_SANITIZE") == "1"
+FUZZ = os.environ.get("PFCORE_FUZZ") == "1"
 ANNOTATE = os.environ.get("PFCORE_ANNOTATE") == "1"
 
 if sys.platform == "win32":
@@ -34,6 +36,12 @@ else:
         flags += ["-fno-sanitize=function"]
         compile_args += ["-O1", "-g", *flags, "-shared-libasan"]
         link_args += [*flags, "-shared-libasan"]
+
+    if FUZZ:
+        flags = ["-fsanitize=address,fuzzer-no-link", "-fno-omit-frame-pointer"]
+        compile_args += ["-O1", "-g", *flags]
+        # the runtime is preloaded: atheris brings it
+        link_args += ["-Wl,-z,undefs"]
 
 DIRECTIVES = {
     "language_level": 3,

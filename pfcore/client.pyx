@@ -4,11 +4,19 @@ from collections import deque
 
 cimport cython
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uintptr_t
+from libc.stdint cimport uintptr_t
 
-from pfcore.frames cimport Packet, check_address, check_priority, check_timeout, encode_extra, packet_address, packet_from
+from pfcore.frames cimport (
+    Packet,
+    check_address,
+    check_priority,
+    check_timeout,
+    encode_extra,
+    packet_address,
+    packet_from,
+)
 from pfcore.link cimport Link
-from pfcore.reply cimport Reply, ReplyState, Want
+from pfcore.reply cimport Want
 
 from pfcore.errors import exception_for
 

@@ -102,7 +102,8 @@ cdef class Dispatcher(Acceptor):
                             Py_ssize_t n, object data, Packet packet, int64_t now) except -1
     cdef int _run(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
                   object data, Packet packet, int64_t deadline, Job job, int64_t now) except -1
-    cdef int _enqueue(self, Engine engine, FrameReader reader, Handler handler, object data, Packet packet, int64_t now) except -1
+    cdef int _enqueue(self, Engine engine, FrameReader reader, Handler handler, object data, Packet packet,
+                      int64_t now) except -1
     cdef int _answer(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
                      Job job, object value, int64_t started) except -1
     cdef int _answer_error(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id,

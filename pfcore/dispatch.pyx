@@ -10,7 +10,7 @@ from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcmp
 
-from pfcore.engine cimport Acceptor, DropReason, Engine
+from pfcore.engine cimport Acceptor, Engine
 from pfcore.frames cimport (
     F_DATA,
     F_DEPENDENCIES,
@@ -30,7 +30,7 @@ from pfcore.scan cimport Kind, Span
 
 import msgspec
 
-from pfcore.errors import InvalidPacket, PacketFlowError
+from pfcore.errors import PacketFlowError
 
 cdef extern from "bytes_ops.h" nogil:
     uint64_t pf_hash(const unsigned char* p, size_t n, uint64_t key) noexcept

@@ -81,7 +81,7 @@ cdef class Engine(Canceller):
         bint in_batch                # whoever drives us flushes soon: no need to `wake`
         bint sent_since_wake         # `wake` was called and has not yet been answered by a flush
         readonly int fatal           # close code once the connection must go, 0
-        readonly object fatal_reason # str
+        readonly object fatal_reason  # str
         int64_t now                  # the latest `now`
         public int64_t wall_offset   # ns from `now` to the Unix epoch's clock, for heartbeats' timestamps
         int64_t earliest             # `wake_at` as far as it is known, -1: look
@@ -91,7 +91,7 @@ cdef class Engine(Canceller):
         list capabilities            # ["df:transform"] to announce, or None
         # -- what the peer has announced
         readonly object peer_name    # reactor id, None
-        readonly int64_t peer_window # submits it takes at once, 0: it did not say
+        readonly int64_t peer_window  # submits it takes at once, 0: it did not say
         readonly bint peer_cancels   # it understands PF499
         readonly object peer_capabilities
         # -- counts

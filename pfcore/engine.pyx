@@ -14,13 +14,10 @@ from pfcore.frames cimport (
     F_ERROR,
     F_EXT,
     F_MESSAGE,
-    F_PACKET_ID,
     F_REACTOR,
     FrameReader,
     MessageType,
     Packet,
-    check_address,
-    check_priority,
     check_timeout,
     encode_extra,
     new_result,
@@ -31,13 +28,11 @@ from pfcore.frames cimport (
     put_heartbeat,
     put_result,
     put_submit,
-    text_to_str,
 )
 from pfcore.heap cimport HeapEntry, PriorityHeap
 from pfcore.ids cimport ID_LENGTH, write_id
 from pfcore.pending cimport PendingTable
-from pfcore.reply cimport Reply, ReplyState, Want, new_reply
-from pfcore.scan cimport Kind
+from pfcore.reply cimport Reply, Want, new_reply
 
 from pfcore.errors import InvalidPacket, exception_for
 from pfcore.pending import PendingFull

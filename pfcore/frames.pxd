@@ -134,7 +134,7 @@ cdef class Result:
         readonly object error    # {"code", "message", "details"?} on error, else None
         double _duration         # milliseconds, not negative
         readonly bint ok         # status is "success"
-        unsigned char _id_length # bytes of `_id` in use; 0: `_packet_id` holds it
+        unsigned char _id_length  # bytes of `_id` in use; 0: `_packet_id` holds it
         unsigned char[40] _id    # UUID text, before anyone asks for it as str
 
 cdef class Message:

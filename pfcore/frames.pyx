@@ -15,7 +15,7 @@ from cpython.long cimport PyLong_FromLongLong
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.math cimport isfinite
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset, strlen
 
@@ -777,8 +777,6 @@ cdef class FrameReader:
         return decode_span(&self.fields[<int>field], None)
 
 
-
-
 cdef list _top_level_keys(const unsigned char* p, Py_ssize_t n):
     """The unescaped keys of a valid object, repeated ones included."""
     cdef Cursor cursor
@@ -901,7 +899,8 @@ cdef class Packet:
                                 ("metadata", self.metadata))
             if value is not None
         )
-        return f"Packet({self.group!r}, {self.element!r}, {self.data!r}, priority={self.priority}{extra}, id={self.id!r})"
+        head = f"{self.group!r}, {self.element!r}, {self.data!r}, priority={self.priority}"
+        return f"Packet({head}{extra}, id={self.id!r})"
 
     cdef tuple _fields(self):
         return (self.version, self.id, self.group, self.element, self.data, self.priority,
@@ -1489,8 +1488,8 @@ def scan_repeatedly(bytes frame not None, Py_ssize_t times, *, bint predict=True
     cdef FrameReader reader = FrameReader()
     reader.predict = predict
     cdef const unsigned char* p = <const unsigned char*>PyBytes_AS_STRING(frame)
-    cdef Py_ssize_t n = PyBytes_GET_SIZE(frame), i
-    for i in range(times):
+    cdef Py_ssize_t n = PyBytes_GET_SIZE(frame), _
+    for _ in range(times):
         if reader.read(p, n) < 0:
             raise reader.error()
     return reader.seq

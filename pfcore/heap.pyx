@@ -2,7 +2,7 @@
 
 cimport cython
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t
 from libc.stdlib cimport free, realloc
 
 __all__ = ["HeapEntry", "HeapFull", "PriorityHeap"]

@@ -25,6 +25,7 @@ cdef class Link(WSListener):
         bint closing                 # we have sent a close frame
         bint reading_paused
         object timer                 # the one loop timer, None
+        object cutoff                # timer that ends a close that the peer does not take part in
         int64_t timer_at             # ns
         Py_ssize_t max_message       # bytes of a message put together from fragments
         unsigned char* fragments     # owned: the message so far, NULL

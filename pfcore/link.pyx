@@ -4,15 +4,14 @@ import time
 
 import picows
 
-cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
 from picows.picows cimport WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
-from pfcore.buffers cimport OP_BINARY, OP_CLOSE, OP_PING, OP_TEXT, Opcode, OutputBuffer
+from pfcore.buffers cimport OP_BINARY, OP_CLOSE, OP_TEXT, OutputBuffer
 from pfcore.engine cimport GOOD_WRITE, Engine, EngineState
 from pfcore.reply cimport Reply
 from pfcore.scan cimport pf_utf8_valid
@@ -38,6 +37,7 @@ cdef enum:
     # way there, few enough for their values to be still in the cache and young for the
     # garbage collector.
     FIRE_AT = 32
+    CUTOFF = 5                   # seconds that a peer has to take what is left when we close
     KEEP_BUFFER = 262144         # bytes of output buffer that a busy link keeps between batches
     PAUSE_READING = 8388608      # unsent bytes at which we stop reading what makes more
     CLOSE_PROTOCOL = 1002
@@ -159,6 +159,9 @@ cdef class Link(WSListener):
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+        if self.cutoff is not None:
+            self.cutoff.cancel()
+            self.cutoff = None
         self.timer_at = -1
         self.transport = None
         self.tcp = None
@@ -366,7 +369,7 @@ cdef class Link(WSListener):
         else:
             self.tcp.close()
             # close() waits until the peer has taken everything; one that never does is cut off
-            self.loop.call_later(5, _abort, self.tcp)
+            self.cutoff = self.loop.call_later(CUTOFF, self.abort)
         return 0
 
     # -- time
@@ -451,10 +454,6 @@ cdef class Link(WSListener):
                 await self.transport.wait_disconnected()
             except Exception:
                 pass  # picows's reason; ours is in close_code
-
-
-def _abort(tcp):
-    tcp.abort()
 
 
 cdef class MessageLink(Link):

@@ -173,7 +173,6 @@ cdef class Reply:
         return 0
 
     cdef object outcome(self):
-        cdef Result result
         if self.state == ReplyState.DONE:
             if self.want == Want.WANT_DATA and type(self.value) is Result:
                 # a `call` whose packet ended in an error

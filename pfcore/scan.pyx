@@ -123,7 +123,7 @@ cdef int scan_string(Cursor* cursor, Span* out) noexcept nogil:
 cdef bint _overflows(const unsigned char* p, const unsigned char* end) noexcept nogil:
     """Does this valid number, written with a fraction or exponent, round to infinity?"""
     cdef int64_t exponent = 0, written = 0
-    cdef int significant = 0, order
+    cdef int significant = 0
     cdef bint fraction = False, negative = False
     cdef const unsigned char* q = p
     cdef unsigned char digit
@@ -157,7 +157,6 @@ cdef bint _overflows(const unsigned char* p, const unsigned char* end) noexcept 
         return exponent > MAX_DECIMAL_EXPONENT
     # same magnitude as the limit: compare digit by digit
     significant = 0
-    order = 0
     while p < end and p[0] != 0x65 and p[0] != 0x45:
         if p[0] != 0x2E and (significant or p[0] != 0x30):
             digit = <unsigned char>OVERFLOW[significant] if significant < MAX_DECIMAL_EXPONENT else 0x30
