@@ -15,7 +15,22 @@ import picows
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ("scan", "ids", "buffers", "frames", "heap", "pending", "reply", "engine", "dispatch", "link", "client")
+MODULES = (
+    "scan",
+    "ids",
+    "reader",
+    "packets",
+    "buffers",
+    "writer",
+    "frames",
+    "heap",
+    "pending",
+    "reply",
+    "engine",
+    "dispatch",
+    "link",
+    "client",
+)
 MODULES = tuple(m for m in MODULES if os.path.exists(f"pfcore/{m}.pyx"))
 
 DEBUG = os.environ.get("PFCORE_DEBUG") == "1"

@@ -17,8 +17,9 @@ import orjson
 import pytest
 
 from benchmarks.workload import OBJECT
-from pfcore.frames import Packet, decode_message, encode_message, scan_repeatedly
+from pfcore.frames import decode_message, encode_message, scan_repeatedly
 from pfcore.heap import PriorityHeap
+from pfcore.packets import Packet
 from pfcore.pending import PendingTable
 
 ID = "550e8400-e29b-41d4-a716-446655440000"

@@ -5,8 +5,9 @@ The parts that are of use by themselves are here; the others (`pfcore.engine`,
 """
 
 from pfcore.errors import InvalidPacket, PacketFlowError
-from pfcore.frames import Message, Packet, Result, decode_message, encode_message
+from pfcore.frames import decode_message, encode_message
 from pfcore.heap import PriorityHeap
+from pfcore.packets import Message, Packet, Result
 from pfcore.pending import PendingTable
 
 __all__ = [

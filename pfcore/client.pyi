@@ -1,8 +1,8 @@
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, final
 
-from pfcore.frames import Packet, Result
 from pfcore.link import Link
+from pfcore.packets import Packet, Result
 from pfcore.reply import Reply
 
 __all__ = ["PacketMap", "Submitter"]

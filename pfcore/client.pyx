@@ -6,15 +6,8 @@ cimport cython
 from cpython.object cimport PyObject
 from libc.stdint cimport uintptr_t
 
-from pfcore.frames cimport (
-    Packet,
-    check_address,
-    check_priority,
-    check_timeout,
-    encode_extra,
-    packet_address,
-    packet_from,
-)
+from pfcore.packets cimport Packet, check_address, check_priority, check_timeout, packet_address, packet_from
+from pfcore.writer cimport encode_extra
 from pfcore.link cimport Link
 from pfcore.reply cimport Want
 

@@ -20,7 +20,8 @@
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from pfcore.engine cimport Acceptor, Engine
-from pfcore.frames cimport FrameReader, Packet
+from pfcore.packets cimport Packet
+from pfcore.reader cimport FrameReader
 from pfcore.heap cimport PriorityHeap
 from pfcore.scan cimport Span
 

@@ -11,18 +11,8 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcmp
 
 from pfcore.engine cimport Acceptor, Engine
-from pfcore.frames cimport (
-    F_DATA,
-    F_DEPENDENCIES,
-    FrameReader,
-    Packet,
-    check_address,
-    decode_span,
-    group_code,
-    group_index,
-    new_packet,
-    text_to_str,
-)
+from pfcore.packets cimport Packet, check_address, new_packet
+from pfcore.reader cimport F_DATA, F_DEPENDENCIES, FrameReader, decode_span, group_code, group_index, text_to_str
 from pfcore.heap cimport HeapEntry, PriorityHeap
 from pfcore.ids cimport hash_key
 from pfcore.reply cimport done_future

@@ -22,7 +22,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t
 
 from pfcore.buffers cimport OutputBuffer
-from pfcore.frames cimport FrameReader
+from pfcore.reader cimport FrameReader
 from pfcore.heap cimport PriorityHeap
 from pfcore.pending cimport PendingTable
 from pfcore.reply cimport Canceller, Reply, Want

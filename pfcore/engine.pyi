@@ -2,7 +2,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, final
 
-from pfcore.frames import Packet
+from pfcore.packets import Packet
 from pfcore.reply import Reply
 
 __all__ = ["Engine"]

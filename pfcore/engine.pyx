@@ -6,7 +6,8 @@ from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcmp
 
 from pfcore.buffers cimport OP_PING, OP_PONG, OP_TEXT, OutputBuffer
-from pfcore.frames cimport (
+from pfcore.packets cimport Packet, check_timeout, new_result, packet_address, packet_from
+from pfcore.reader cimport (
     F_CAPABILITIES,
     F_CODE,
     F_DATA,
@@ -17,18 +18,8 @@ from pfcore.frames cimport (
     F_REACTOR,
     FrameReader,
     MessageType,
-    Packet,
-    check_timeout,
-    encode_extra,
-    new_result,
-    packet_address,
-    packet_from,
-    put_error,
-    put_failure,
-    put_heartbeat,
-    put_result,
-    put_submit,
 )
+from pfcore.writer cimport encode_extra, put_error, put_failure, put_heartbeat, put_result, put_submit
 from pfcore.heap cimport HeapEntry, PriorityHeap
 from pfcore.ids cimport ID_LENGTH, write_id
 from pfcore.pending cimport PendingTable

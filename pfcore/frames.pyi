@@ -1,100 +1,13 @@
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from typing_extensions import Buffer
 
-__all__ = [
-    "GROUP_CODES",
-    "MAX_ELEMENT_LENGTH",
-    "MAX_ID_LENGTH",
-    "MAX_SEQ",
-    "MAX_TIMEOUT_MS",
-    "Message",
-    "Packet",
-    "Result",
-    "decode_message",
-    "encode_message",
-    "scan_repeatedly",
-]
+from pfcore.packets import Message, Packet, Result
 
-GROUP_CODES: Final[tuple[str, ...]]
+__all__ = ["MAX_SEQ", "decode_message", "encode_message", "scan_repeatedly"]
+
 MAX_SEQ: Final[int]
-MAX_TIMEOUT_MS: Final[int]
-MAX_ID_LENGTH: Final[int]
-MAX_ELEMENT_LENGTH: Final[int]
-
-@final
-class Packet:
-    def __init__(
-        self,
-        group: str,
-        element: str,
-        data: Any = None,
-        *,
-        priority: int | None = None,
-        timeout_ms: int | None = None,
-        dependencies: Sequence[str] | None = None,
-        metadata: dict[str, Any] | None = None,
-        id: str | None = None,
-        version: str = "1.0",
-    ) -> None: ...
-    @property
-    def version(self) -> str: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def group(self) -> str: ...
-    @property
-    def element(self) -> str: ...
-    @property
-    def data(self) -> Any: ...
-    @property
-    def priority(self) -> int: ...
-    @property
-    def timeout_ms(self) -> int | None: ...
-    @property
-    def dependencies(self) -> tuple[str, ...]: ...
-    @property
-    def metadata(self) -> dict[str, Any] | None: ...
-    def __eq__(self, other: object) -> bool: ...
-    def __hash__(self) -> int: ...
-
-@final
-class Result:
-    def __init__(
-        self,
-        packet_id: str,
-        status: str = "success",
-        data: Any = None,
-        error: dict[str, Any] | None = None,
-        duration_ms: float = 0,
-    ) -> None: ...
-    @property
-    def packet_id(self) -> str: ...
-    @property
-    def status(self) -> Literal["success", "error"]: ...
-    @property
-    def ok(self) -> bool: ...
-    @property
-    def data(self) -> Any: ...
-    @property
-    def error(self) -> Any: ...
-    @property
-    def duration_ms(self) -> float: ...
-    def __eq__(self, other: object) -> bool: ...
-    __hash__: None  # type: ignore[assignment]
-
-@final
-class Message:
-    def __init__(self, type: str, seq: int, payload: Any) -> None: ...
-    @property
-    def type(self) -> str: ...
-    @property
-    def seq(self) -> int: ...
-    @property
-    def payload(self) -> Any: ...
-    def __eq__(self, other: object) -> bool: ...
-    __hash__: None  # type: ignore[assignment]
 
 def encode_message(type: str, seq: int, payload: Packet | Result | Mapping[str, Any]) -> bytes: ...
 def decode_message(buffer: Buffer, *, max_depth: int = 64, predict: bool = True) -> Message: ...

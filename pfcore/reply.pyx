@@ -6,7 +6,7 @@ cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 
-from pfcore.frames cimport Result
+from pfcore.packets cimport Result
 
 from pfcore.errors import exception_for
 

@@ -12,7 +12,8 @@ import packetflow
 from pfcore.dispatch import Dispatcher, Handler
 from pfcore.engine import Engine
 from pfcore.errors import PacketFlowError
-from pfcore.frames import Packet, encode_message
+from pfcore.frames import encode_message
+from pfcore.packets import Packet
 from tests.wire import messages, split
 
 S = 1_000_000_000

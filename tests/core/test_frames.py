@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pfcore.errors import InvalidPacket
-from pfcore.frames import MAX_SEQ, Message, Packet, Result, decode_message, encode_message
+from pfcore.frames import MAX_SEQ, decode_message, encode_message
+from pfcore.packets import Message, Packet, Result
 
 ID = "550e8400-e29b-41d4-a716-446655440000"
 MINIMAL = {"version": "1.0", "id": ID, "group": "df", "element": "tr", "data": "any-json-value", "priority": 5}

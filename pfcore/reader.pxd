@@ -1,4 +1,4 @@
-# The frame codec: the four message types of PacketFlow v1.0 to and from bytes.
+# Reads frames: the four message types of PacketFlow v1.0.
 #
 # Reading is one pass over the bytes: a FrameReader notes the span of every
 # field it knows, whatever the order of the keys, and then checks what the
@@ -11,13 +11,21 @@
 #   error      P = {"code","message","details","packet_id"}
 #   heartbeat  P = {"timestamp","reactor","capabilities","window","load","ext"}
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t
 
-from pfcore.buffers cimport OutputBuffer
 from pfcore.scan cimport Cursor, Span
+
+cdef extern from *:
+    """
+    #define PF_MAX_SEQ INT64_C(9007199254740991)
+    """
+    const int64_t MAX_SEQ "PF_MAX_SEQ"   # 2^53-1: the largest integer that a double holds exactly
 
 cdef enum:
     MAX_ID = 128                 # bytes of a packet id
+    MAX_TIMEOUT = 300000         # ms
+    DEFAULT_DEPTH = 64           # levels of nesting
+    DEFAULT_PRIORITY = 5
     MAX_ELEMENT = 64             # bytes of an element
     MAX_DEPENDENCIES = 64
     GROUPS = 6
@@ -111,63 +119,10 @@ cdef class FrameReader:
     cdef void _number(self, Span* span, double* out) noexcept
     cdef str _found(self)
 
-
-cdef class Packet:
-    cdef:
-        readonly str version     # "1.0" or another "1.x"
-        readonly str id          # 1 to 128 bytes of UTF-8
-        readonly str group       # one of the six codes
-        readonly str element     # 1 to 64 of A-Za-z0-9_.-
-        readonly object data     # any JSON value
-        readonly int priority    # 1 to 10, 10 most urgent
-        readonly object timeout_ms    # int, 1 to 300,000, or None
-        readonly object dependencies  # tuple of ids
-        bytes address            # `"group":"df","element":"transform"`, or None until needed
-        object _metadata         # dict, or bytes not yet decoded, or None
-
-    cdef tuple _fields(self)
-
-cdef class Result:
-    cdef:
-        str _packet_id           # None until asked for
-        readonly object data     # what the handler returned; None on error
-        readonly object error    # {"code", "message", "details"?} on error, else None
-        double _duration         # milliseconds, not negative
-        readonly bint ok         # status is "success"
-        unsigned char _id_length  # bytes of `_id` in use; 0: `_packet_id` holds it
-        unsigned char[40] _id    # UUID text, before anyone asks for it as str
-
-cdef class Message:
-    cdef:
-        readonly str type        # "submit", "result", "error" or "heartbeat"
-        readonly object seq      # int
-        readonly object payload  # Packet, Result, or dict
-
-cdef Packet new_packet(FrameReader reader, object data)
-cdef Result new_result(const unsigned char* packet_id, Py_ssize_t n, bint ok, object data, object error,
-                       double duration_ms)
 # The value of a span; `decoder` is the `decode` method of a msgspec Decoder, or None.
 cdef object decode_span(const Span* span, object decoder)
 cdef str text_to_str(const unsigned char* p, Py_ssize_t n, bint ascii)
-# JSON of any value that JSON can hold. Raises InvalidPacket, naming `where`, for one that it cannot.
-cdef int put_data(OutputBuffer out, object data, int depth, str where) except -1
-# Bytes of `group":"df","element":"transform` for a checked pair, and its dispatch key `df:transform`.
-cdef bytes check_address(object group, object element)
-cdef int group_index(const unsigned char* p, Py_ssize_t n) noexcept nogil
+cdef int group_index(const unsigned char* p, Py_ssize_t n) noexcept nogil   # -1: not a group
 cdef str group_code(int index)
-
-cdef int put_submit(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
-                    bytes address, object data, int priority, int64_t timeout_ms,
-                    bytes extra, int depth) except -1
-cdef int put_result(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
-                    object data, int64_t duration_ms, int depth) except -1
-cdef int put_failure(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
-                     object error, int64_t duration_ms, int depth) except -1
-cdef int put_error(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
-                   object error, int depth) except -1
-cdef int put_heartbeat(OutputBuffer out, int64_t seq, object payload) except -1
-cdef int64_t check_timeout(object timeout_ms) except -1
-cdef int check_priority(object priority) except -1
-cdef Packet packet_from(object value)
-cdef bytes encode_extra(Packet packet, int depth)
-cdef bytes packet_address(Packet packet)
+cdef bint valid_element(const unsigned char* p, Py_ssize_t n) noexcept nogil
+cdef bint valid_version(const unsigned char* p, Py_ssize_t n) noexcept nogil
