@@ -4,6 +4,7 @@ from collections import deque
 
 cimport cython
 from cpython.object cimport PyObject
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uintptr_t
 
 from pfcore.packets cimport Packet, check_address, check_priority, check_timeout, packet_address, packet_from
@@ -48,6 +49,8 @@ cdef class Submitter:
     cdef Link ready_link(self):
         if self.link is None:
             raise exception_for("PF502", "not started: use `async with`, or await start() first")
+        if PyThread_get_thread_ident() != self.link.thread:
+            raise RuntimeError("called from another thread than the event loop's: use packetflow.sync.Reactor")
         return self.link
 
     cdef bytes address_of(self, object group, object element):

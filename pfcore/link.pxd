@@ -18,6 +18,7 @@ cdef class Link(WSListener):
     cdef:
         readonly Engine engine
         object loop
+        unsigned long thread         # the loop's: nothing here may be called from another
         WSTransport transport        # None while there is no connection
         object tcp                   # its asyncio transport
         bint in_batch

@@ -5,6 +5,7 @@ import time
 import picows
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
@@ -69,6 +70,7 @@ cdef class Link(WSListener):
     def __init__(self, Engine engine not None, *, loop, on_open=None, on_closed=None):
         self.engine = engine
         self.loop = loop
+        self.thread = PyThread_get_thread_ident()
         self.on_open = on_open
         self.on_closed = on_closed
         self.max_message = 4 * engine.max_frame

@@ -13,7 +13,7 @@ import pytest
 
 import packetflow
 from packetflow import Gateway, Packet, Reactor
-from tests.wire import Peer
+from tests.wire import Peer, accept_handshake
 
 
 async def test_the_specifications_usage_example(reactor: Reactor) -> None:
@@ -349,16 +349,7 @@ async def test_a_handler_that_ignores_its_cancellation_answers_nobody(gateway: G
 
 async def test_no_answer_at_all_ends_one_second_after_the_deadline() -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        import base64
-        import hashlib
-
-        request = (await reader.readuntil(b"\r\n\r\n")).decode()
-        key = next(
-            line.split(": ")[1] for line in request.split("\r\n") if line.lower().startswith("sec-websocket-key")
-        )
-        accept = base64.b64encode(hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()).decode()
-        writer.write(f"HTTP/1.1 101 x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                     f"Sec-WebSocket-Accept: {accept}\r\n\r\n".encode())  # fmt: skip
+        await accept_handshake(reader, writer)
         await reader.read()
         writer.close()
 
@@ -580,6 +571,38 @@ async def test_without_reconnect_a_loss_is_final(gateway: Gateway) -> None:
             await lost
         with pytest.raises(packetflow.ConnectionLost):
             await reactor.call("df", "echo", 1)
+
+
+async def test_another_thread_is_told_to_use_the_blocking_reactor(reactor: Reactor) -> None:
+    def elsewhere() -> None:
+        for attempt in (lambda: reactor.call("df", "echo"), lambda: reactor.submit({"group": "df", "element": "echo"})):
+            with pytest.raises(RuntimeError, match=r"packetflow\.sync\.Reactor"):
+                attempt()
+
+    await asyncio.to_thread(elsewhere)
+    assert await reactor.call("df", "echo", 1) == 1
+
+
+async def test_a_gateway_that_never_reads_costs_deadlines_and_nothing_more() -> None:
+    """Back-pressure: what the socket does not take waits here, bounded, and ends by its deadline."""
+
+    async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await accept_handshake(reader, writer)
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await gone.wait()
+        writer.transport.abort()
+
+    gone = asyncio.Event()
+    async with await asyncio.start_server(deaf, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with Reactor(f"ws://127.0.0.1:{port}/packetflow/v1", max_pending=3000) as reactor:
+            calls = [reactor.call("df", "x", "x" * 10_000, timeout_ms=20) for _ in range(3000)]
+            with pytest.raises(packetflow.Overloaded):
+                reactor.call("df", "x")
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            assert {type(outcome) for outcome in outcomes} == {packetflow.PacketTimeout}
+            assert any("never sent" in str(outcome) for outcome in outcomes)
+            gone.set()
 
 
 @pytest.mark.parametrize("endpoint", ["http://x", "ws://", "ws://h:99999", "ws://u:p@h", "ws://h/#f", "nonsense"])

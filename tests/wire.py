@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import os
 import struct
@@ -58,6 +59,19 @@ def split(data: bytes) -> list[tuple[int, bytes]]:
 def messages(data: bytes) -> list[dict[str, Any]]:
     """The JSON of every text frame."""
     return [json.loads(payload) for opcode, payload in split(data) if opcode == 1]
+
+
+async def accept_handshake(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """The server's half of a WebSocket handshake (RFC 6455, section 4.2.2)."""
+    request = (await reader.readuntil(b"\r\n\r\n")).decode()
+    lines = dict(line.lower().split(": ", 1) for line in request.split("\r\n")[1:] if line)
+    key = next(line.split(": ")[1] for line in request.split("\r\n") if line.lower().startswith("sec-websocket-key"))
+    assert lines["upgrade"] == "websocket"
+    accept = base64.b64encode(hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()).decode()
+    writer.write(
+        f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Accept: {accept}\r\n\r\n".encode()
+    )
 
 
 class Peer:
