@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -121,7 +121,11 @@ class Reactor:
         timeout_ms: int | None = None,
     ) -> Iterator[Result]:
         """As `packetflow.Reactor.map`. `items` is iterated on the reactor's thread."""
-        results = self._reactor.map(group, element, items, window=window, priority=priority, timeout_ms=timeout_ms)
+
+        async def begin() -> AsyncIterator[Result]:
+            return self._reactor.map(group, element, items, window=window, priority=priority, timeout_ms=timeout_ms)
+
+        results = self._run(begin())
 
         async def take(most: int) -> list[Result]:
             taken: list[Result] = []
