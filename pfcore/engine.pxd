@@ -31,6 +31,10 @@ cdef enum:
     # Bytes of output that are worth a write before a batch has ended: with less, the system
     # call costs more than the overlap gains; with much more, the peer idles while we fill it.
     GOOD_WRITE = 32768
+    # With few submits in flight all of them fit into less than that, and the two sides would
+    # take turns; two writes' worth of them keep both at work.
+    LEAST_WRITE = 6144
+    WRITE_PER_SUBMIT = 64        # bytes, about a third of a small frame
 
 cdef enum EngineState:
     OFFLINE = 0
@@ -107,6 +111,16 @@ cdef class Engine(Canceller):
                       bytes packet_id, bytes extra, Want want, int64_t now)
     cdef int receive(self, const unsigned char* p, Py_ssize_t n, int64_t now) except -1
     cdef bint fire_ready(self) except -1
+    # Is there output that should leave before the batch ends?
+    cdef inline bint worth_writing(self) noexcept:
+        cdef Py_ssize_t in_flight
+        if self.out.size < LEAST_WRITE or self.paused:
+            return False
+        if self.out.size >= GOOD_WRITE:
+            return True
+        in_flight = self.pending.count - self.waiting.size
+        return in_flight > 0 and self.out.size >= in_flight * WRITE_PER_SUBMIT
+
     cdef int pump(self, int64_t now) except -1
     cdef int tick(self, int64_t now) except -1
     cdef int64_t wake_at(self) noexcept

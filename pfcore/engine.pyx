@@ -463,7 +463,7 @@ cdef class Engine(Canceller):
             reply = <Reply>ready[self.ready_at]
             self.ready_at += 1
             reply.fire()
-            if self.out.size >= GOOD_WRITE and not self.paused:
+            if self.worth_writing():
                 return True
         ready.clear()
         self.ready_at = 0

@@ -13,7 +13,7 @@ from libc.string cimport memcpy
 from picows.picows cimport WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
 from pfcore.buffers cimport OP_BINARY, OP_CLOSE, OP_TEXT, OutputBuffer
-from pfcore.engine cimport GOOD_WRITE, Engine, EngineState
+from pfcore.engine cimport Engine, EngineState
 from pfcore.reply cimport Reply
 from pfcore.scan cimport pf_utf8_valid
 
@@ -153,7 +153,7 @@ cdef class Link(WSListener):
             else:
                 if len(self.engine.ready) >= FIRE_AT:
                     self._fire()
-                if self.engine.out.size >= GOOD_WRITE and not self.engine.paused:
+                if self.engine.worth_writing():
                     self._write()
 
     cpdef on_ws_disconnected(self, WSTransport transport):
