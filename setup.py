@@ -2,7 +2,7 @@
 
 Switches by environment:
 
-- ``PFCORE_DEBUG=1``: bounds checks, invariants and assertions.
+- ``PFCORE_DEBUG=1``: bounds, None and initialisation checks.
 - ``PFCORE_SANITIZE=1``: AddressSanitizer and UndefinedBehaviorSanitizer (clang).
 - ``PFCORE_FUZZ=1``: AddressSanitizer and libFuzzer's coverage counters (clang), for ``tools/fuzz``.
 - ``PFCORE_ANNOTATE=1``: Cython's HTML annotation beside every module.

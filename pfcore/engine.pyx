@@ -37,7 +37,6 @@ cdef enum:
     SEND_AHEAD = 1048576         # bytes of unsent output beyond which submits wait
     STRIKES = 100                # refused frames without a packet between two heartbeats
     CLOSE_POLICY = 1008
-    CLOSE_TOO_BIG = 1009
     CLOSE_GOING_AWAY = 1001
 
 
