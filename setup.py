@@ -25,10 +25,14 @@ MODULES = (
     "frames",
     "heap",
     "pending",
+    "keys",
+    "ledger",
     "reply",
     "engine",
     "dispatch",
+    "switch",
     "link",
+    "loopback",
     "client",
 )
 MODULES = tuple(m for m in MODULES if os.path.exists(f"pfcore/{m}.pyx"))

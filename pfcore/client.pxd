@@ -37,6 +37,8 @@ cdef class PacketMap:
         Py_ssize_t window
         int priority
         int64_t timeout_ms
+        int retries
+        bytes extra              # metadata that says so, or None
         bint exhausted
 
     cdef int fill(self) except -1

@@ -34,6 +34,21 @@ cdef extern from *:
 __all__ = ["PacketMap", "Submitter"]
 
 MAX_WINDOW = 65536
+MAX_RETRIES = 100
+
+
+cdef int check_retry(object retry) except -1:
+    if retry is True:
+        return 10
+    if retry is False:
+        return 0
+    if type(retry) is not int or not 0 <= retry <= MAX_RETRIES:
+        raise ValueError(f"retry: expected 0 to {MAX_RETRIES}, True or False, got {retry!r}")
+    return retry
+
+
+cdef bytes retry_extra(int retries):
+    return b',"metadata":{"retry":%d}' % retries
 
 
 cdef class Submitter:
@@ -67,12 +82,15 @@ cdef class Submitter:
         address.encoded = <void*>encoded
         return encoded
 
-    def submit(self, packet):
+    def submit(self, packet, *, retry=0):
         """Submits a packet; await the `Reply` for its `Result`.
 
         `packet`: a `Packet`, or a mapping with ``group``, ``element`` and, where
         wanted, ``data``, ``priority``, ``timeout_ms``, ``dependencies``,
-        ``metadata``, ``id``. The `Result` tells success or error; awaiting
+        ``metadata``, ``id``. `retry`: how often it may be sent again, under the
+        same id, after a lost worker or gateway or a refusal worth retrying
+        (PF429, PF502, PF503), until its deadline: 0 to 100, True for 10
+        (default 0: at most once). The `Result` tells success or error; awaiting
         raises only if there is no answer: `PacketTimeout`, `ConnectionLost`.
         Raises at once: `InvalidPacket`, `TooLarge`, `Overloaded`, `Conflict`.
         """
@@ -80,22 +98,24 @@ cdef class Submitter:
         cdef Link link = self.ready_link()
         return link.submitted(link.engine.submit(
             packet_address(checked), checked.data, checked.priority, check_timeout(checked.timeout_ms),
-            checked.id.encode(), encode_extra(checked, link.engine.max_depth), Want.WANT_RESULT, link.present()))
+            checked.id.encode(), encode_extra(checked, link.engine.max_depth, check_retry(retry)), Want.WANT_RESULT,
+            link.present(), check_retry(retry)))
 
-    def call(self, group, element, data=None, *, priority=5, timeout_ms=None):
+    def call(self, group, element, data=None, *, priority=5, timeout_ms=None, retry=0):
         """Submits a packet; await the `Reply` for what its handler returned.
 
         `priority`: 1 to 10, 10 most urgent. `timeout_ms`: 1 to 300,000, from
-        acceptance to answer (default 29,500). Awaiting raises the exception of
+        acceptance to answer (default 29,500). `retry`: as for `submit`. Awaiting raises the exception of
         the error's code (`HandlerError`, `NoHandler`, ...), `PacketTimeout` or
         `ConnectionLost`. Raises at once: `InvalidPacket`, `TooLarge`, `Overloaded`.
         """
         cdef Link link = self.ready_link()
         return link.submitted(link.engine.submit(
             self.address_of(group, element), data, check_priority(priority), check_timeout(timeout_ms),
-            None, None, Want.WANT_DATA, link.present()))
+            None, None if retry == 0 else retry_extra(check_retry(retry)), Want.WANT_DATA, link.present(),
+            0 if retry == 0 else check_retry(retry)))
 
-    def _map(self, group, element, items, *, priority=5, timeout_ms=None, Py_ssize_t window=1024):
+    def _map(self, group, element, items, *, priority=5, timeout_ms=None, Py_ssize_t window=1024, retry=0):
         """`map` over an iterable; see `packetflow.Reactor.map`."""
         cdef PacketMap mapping = PacketMap.__new__(PacketMap)
         if not 1 <= window <= MAX_WINDOW:
@@ -108,6 +128,8 @@ cdef class Submitter:
         mapping.window = window
         mapping.priority = check_priority(priority)
         mapping.timeout_ms = check_timeout(timeout_ms)
+        mapping.retries = check_retry(retry)
+        mapping.extra = retry_extra(mapping.retries) if mapping.retries > 0 else None
         return mapping
 
 
@@ -130,8 +152,8 @@ cdef class PacketMap:
                 self.exhausted = True
                 return 0
             self.replies.append(link.engine.submit(
-                self.address, pf_own(item), self.priority, self.timeout_ms, None, None, Want.WANT_RESULT,
-                link.present()))
+                self.address, pf_own(item), self.priority, self.timeout_ms, None, self.extra, Want.WANT_RESULT,
+                link.present(), self.retries))
         return 0
 
     def __anext__(self):

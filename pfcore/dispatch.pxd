@@ -20,23 +20,20 @@
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from pfcore.engine cimport Acceptor, Engine
+from pfcore.keys cimport KeyTable, Keyed
 from pfcore.packets cimport Packet
 from pfcore.reader cimport FrameReader
 from pfcore.heap cimport PriorityHeap
 from pfcore.scan cimport Span
 
-cdef class Handler:
+cdef class Handler(Keyed):
     cdef:
         readonly object function     # called with (data) or (data, packet)
-        readonly str key             # "df:transform"
         readonly bint wants_packet
         readonly object decoder      # bytes -> value, None: plain JSON
         readonly object check        # value -> value or raises: the annotated return type, or None
         object returns               # a type: exact instances need no `check`
         bint plain_str               # annotated `str`: a JSON string needs no decoder
-        bytes element
-        uint8_t group
-        uint64_t hash
 
 cdef class Job:
     cdef:
@@ -49,6 +46,7 @@ cdef class Job:
         Packet packet                # where the handler wants it
         object entry                 # HeapEntry while queued
         Worker worker                # while running
+        object flight                # the switch's side of it, None
         Py_ssize_t cost              # bytes of the queue's bound that it takes
 
 cdef class Worker:
@@ -82,11 +80,9 @@ cdef class Dispatcher(Acceptor):
         readonly bint draining
         readonly bint expose_errors
         PriorityHeap queue
-        list table                   # open addressing: Handler or None; a power of two long
-        dict handlers                # key -> Handler
+        KeyTable handlers
         Worker spare                 # the worker that the next handler is driven under
         bint active                  # the spare worker's task and context are the present ones
-        Handler latest               # the one found last
         list parked                  # workers that wait for work
         bint scheduled               # `run_queue` was handed to call_soon
         int64_t slice_ends           # ns; inline handlers stop there and the rest queues

@@ -12,7 +12,7 @@ from libc.string cimport memcmp
 
 from pfcore.engine cimport Acceptor, Engine
 from pfcore.packets cimport Packet, check_address, new_packet
-from pfcore.reader cimport F_DATA, F_DEPENDENCIES, FrameReader, decode_span, group_code, group_index, text_to_str
+from pfcore.reader cimport F_DATA, FrameReader, decode_span, group_code, group_index, text_to_str
 from pfcore.heap cimport HeapEntry, PriorityHeap
 from pfcore.ids cimport hash_key
 from pfcore.reply cimport done_future
@@ -114,25 +114,15 @@ cdef class Handler:
 
     def __init__(self, group, element, function, *, bint wants_packet=False,
                  decoder=None, bint plain_str=False, returns=None, check=None):
-        check_address(group, element)
+        self.name(group, element)
         if not callable(function):
-            raise TypeError(f"handler for {group}:{element}: expected a function, got {function!r}")
+            raise TypeError(f"handler for {self.key}: expected a function, got {function!r}")
         self.function = function
-        self.key = f"{group}:{element}"
-        self.element = element.encode()
-        raw = group.encode()
-        self.group = <unsigned char>group_index(<const unsigned char*>PyBytes_AS_STRING(raw), 2)
         self.wants_packet = wants_packet
         self.decoder = decoder
         self.plain_str = plain_str
         self.returns = returns
         self.check = check
-        self.hash = _hash_of(self.group, <const unsigned char*>PyBytes_AS_STRING(self.element),
-                             PyBytes_GET_SIZE(self.element))
-
-
-cdef inline uint64_t _hash_of(int group, const unsigned char* element, Py_ssize_t n) noexcept nogil:
-    return pf_hash(element, <size_t>n, hash_key() + <uint64_t>group)
 
 
 @cython.final
@@ -334,64 +324,27 @@ cdef class Dispatcher(Acceptor):
         self.expose_errors = expose_errors
         self.on_slow = on_slow
         self.queue = PriorityHeap()
-        self.table = [None] * 8
-        self.handlers = {}
+        self.handlers = KeyTable()
         self.parked = []
 
     # -- handlers
 
     def register(self, Handler handler not None):
         """Adds a handler, in place of an earlier one for the same key."""
-        self.handlers[handler.key] = handler
-        self._rebuild()
+        self.handlers.put(handler)
 
     def unregister(self, str key not None):
         """Takes a handler out; KeyError if there is none."""
-        del self.handlers[key]
-        self._rebuild()
+        self.handlers.take(key)
 
     @property
     def keys(self):
         """The keys that have a handler, sorted: ``["df:transform"]``."""
-        return sorted(self.handlers)
-
-    def _rebuild(self):
-        cdef Py_ssize_t size = 8
-        cdef uint64_t at
-        cdef Handler handler
-        while size < 2 * len(self.handlers) + 1:
-            size *= 2
-        cdef list table = [None] * size
-        for handler in self.handlers.values():
-            at = handler.hash & <uint64_t>(size - 1)
-            while table[at] is not None:
-                at = (at + 1) & <uint64_t>(size - 1)
-            table[at] = handler
-        self.table = table
-        self.latest = None
+        return sorted(self.handlers.by_key)
 
     cdef Handler find(self, FrameReader reader):
-        """The packet's handler or None; makes no strings."""
-        cdef Handler handler = self.latest
-        cdef uint64_t hash, mask, at
-        # packets come in runs of one kind
-        if handler is not None and handler.group == reader.group and (
-                PyBytes_GET_SIZE(handler.element) == reader.element.n) and (
-                memcmp(PyBytes_AS_STRING(handler.element), reader.element.p, <size_t>reader.element.n) == 0):
-            return handler
-        hash = _hash_of(reader.group, reader.element.p, reader.element.n)
-        mask = <uint64_t>(len(self.table) - 1)
-        at = hash & mask
-        while True:
-            handler = <Handler>self.table[at]
-            if handler is None:
-                return None
-            if (handler.hash == hash and handler.group == reader.group
-                    and PyBytes_GET_SIZE(handler.element) == reader.element.n
-                    and memcmp(PyBytes_AS_STRING(handler.element), reader.element.p, <size_t>reader.element.n) == 0):
-                self.latest = handler
-                return handler
-            at = (at + 1) & mask
+        """The packet's handler or None."""
+        return <Handler>self.handlers.find(reader.group, reader.element.p, reader.element.n)
 
     # -- life
 
@@ -456,9 +409,6 @@ cdef class Dispatcher(Acceptor):
         if self.draining:
             return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF503",
                                         "shutting down: no new packets", None, 0)
-        if reader.fields[<int>F_DEPENDENCIES].kind == Kind.ARRAY and reader.fields[<int>F_DEPENDENCIES].n > 2:
-            return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF424",
-                                        "dependencies are not tracked here: submit after they have succeeded", None, 0)
         # decoded even if it will wait: bad data is refused at once, and the frame's bytes are borrowed
         try:
             if handler.decoder is None or (handler.plain_str and span.kind == Kind.STRING):

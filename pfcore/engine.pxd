@@ -27,6 +27,14 @@ from pfcore.heap cimport PriorityHeap
 from pfcore.pending cimport PendingTable
 from pfcore.reply cimport Canceller, Reply, Want
 
+cdef extern from *:
+    """
+    #define PF_FIRST_ROUTED INT64_C(1099511627776)
+    """
+    # A gateway's links have two kinds of submits: its own, with seqs below 2^40, and
+    # those it hands on, with seqs from there up. A result tells by its seq whose it is.
+    const int64_t FIRST_ROUTED "PF_FIRST_ROUTED"
+
 cdef enum:
     # Bytes of output that are worth a write before a batch has ended: with less, the system
     # call costs more than the overlap gains; with much more, the peer idles while we fill it.
@@ -52,6 +60,20 @@ cdef class Acceptor:
     # or the connection has gone. `job` is what was given to `keep`; it is no longer kept.
     cdef int drop(self, Engine engine, object job, int why) except -1
 
+    # -- for one that also hands packets on (the switch); others need none of these
+
+    # A result, in `reader`, to no submit of the engine's own. False: it is nobody's.
+    cdef bint answer(self, Engine engine, FrameReader reader, int64_t now) except -1
+    # The peer refuses a frame that was handed on, or its answer is malformed. False: nobody's.
+    cdef bint refuse(self, Engine engine, FrameReader reader, object code, object message, object details) except -1
+    # The submitter takes a packet back that is not kept here.
+    cdef int cancel(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n) except -1
+    # A packet was answered here, and this is the result's payload. Only where `engine.records`.
+    cdef int answered(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n, object code,
+                      const unsigned char* payload, Py_ssize_t length) except -1
+    # The peer takes more again.
+    cdef int resumed(self, Engine engine, int64_t now) except -1
+
 cdef enum DropReason:
     EXPIRED = 0
     CANCELLED_BY_PEER = 1
@@ -72,11 +94,17 @@ cdef class Engine(Canceller):
         OutputBuffer out             # messages ready to be written
         FrameReader reader
         PendingTable pending         # our submits, waiting or sent
-        PriorityHeap waiting         # of them, those not sent: [Reply, frame bytes]
+        PriorityHeap waiting         # of them, those not sent: (Reply, frame bytes)
+        PriorityHeap delayed         # of them, those to be sent again, by time: (Reply, due in ns)
         PendingTable inbound         # their packets that are kept, by our own numbers
         Acceptor acceptor            # None: every packet is answered with PF001
         object on_heartbeat          # callable(payload dict) or None
         object wake                  # callable(): output or timers have changed outside a batch; or None
+        object flush_now             # callable(): write what is ready; None without a connection
+        object member                # the switch's side of this link, None where nothing is handed on
+        bint records                 # the acceptor wants to know how its packets are answered
+        bint noting                  # the answer being written is one of them
+        int32_t kept                 # slot in `inbound` of what was kept last
         list ready                   # replies that ended and have someone waiting
         Py_ssize_t ready_at          # the first of them that was not yet resumed
         # -- state
@@ -108,7 +136,7 @@ cdef class Engine(Canceller):
 
     # Raises InvalidPacket, TooLarge's code through InvalidPacket, or PendingFull. `now` in ns.
     cdef Reply submit(self, bytes address, object data, int priority, int64_t timeout_ms,
-                      bytes packet_id, bytes extra, Want want, int64_t now)
+                      bytes packet_id, bytes extra, Want want, int64_t now, int retries=*)
     cdef int receive(self, const unsigned char* p, Py_ssize_t n, int64_t now) except -1
     cdef bint fire_ready(self) except -1
     # Is there output that should leave before the batch ends?
@@ -118,12 +146,12 @@ cdef class Engine(Canceller):
             return False
         if self.out.size >= GOOD_WRITE:
             return True
-        in_flight = self.pending.count - self.waiting.size
+        in_flight = self.pending.count - self.waiting.size - self.delayed.size
         return in_flight > 0 and self.out.size >= in_flight * WRITE_PER_SUBMIT
 
     cdef int pump(self, int64_t now) except -1
     cdef int tick(self, int64_t now) except -1
-    cdef int64_t wake_at(self) noexcept
+    cdef int64_t wake_at(self) except? -2
 
     # Answers to the packet that `receive` is just handing over, or to a kept one.
     cdef int respond(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
@@ -137,11 +165,17 @@ cdef class Engine(Canceller):
     cdef bint finish_error(self, int64_t number, int64_t seq, object code, object message, object details,
                            int64_t duration_ms) except -1
 
+    # Takes a submit back that was sent under this seq; only where `peer_cancels`.
+    cdef int withdraw(self, int64_t seq, bytes packet_id) except -1
     cdef int ping_received(self, const unsigned char* p, Py_ssize_t n) except -1
     cdef int note_output(self) except -1
 
     # -- private
     cdef bint _room(self) noexcept
+    cdef int _unqueue(self, Reply reply) except -1
+    cdef bint _again(self, Reply reply, object code, object details) except -1
+    cdef int _note_answer(self, Py_ssize_t size, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+                          object code) except -1
     cdef int _fail_frame(self, int64_t now) except -1
     cdef int _on_result(self) except -1
     cdef int _on_error(self) except -1

@@ -33,6 +33,8 @@ __all__ = ["Engine"]
 cdef enum:
     MILLISECOND = 1000000        # ns
     DEFAULT_TIMEOUT_MS = 29500   # reference reactors stop listening at 30,000
+    FRAME_SLACK = 256            # bytes that a gateway's longer seq and names may add to a frame
+    RETRY_MS = 50                # before a submit is sent again after a refusal that names no time
     GRACE_MS = 1000              # the gateway's clock decides; give its answer time to arrive
     SEND_AHEAD = 1048576         # bytes of unsent output beyond which submits wait
     STRIKES = 100                # refused frames without a packet between two heartbeats
@@ -53,6 +55,22 @@ cdef class Acceptor:
         raise NotImplementedError
 
     cdef int drop(self, Engine engine, object job, int why) except -1:
+        return 0
+
+    cdef bint answer(self, Engine engine, FrameReader reader, int64_t now) except -1:
+        return False
+
+    cdef bint refuse(self, Engine engine, FrameReader reader, object code, object message, object details) except -1:
+        return False
+
+    cdef int cancel(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n) except -1:
+        return 0
+
+    cdef int answered(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n, object code,
+                      const unsigned char* payload, Py_ssize_t length) except -1:
+        return 0
+
+    cdef int resumed(self, Engine engine, int64_t now) except -1:
         return 0
 
 
@@ -93,8 +111,9 @@ cdef class Engine(Canceller):
         self.silence_ns = <int64_t>(silence * 1e9)
         self.out = OutputBuffer(masked=client, limit=max_buffer)
         self.reader = FrameReader(max_depth=max_depth)
-        self.pending = PendingTable(bound=max_pending, now=now)
+        self.pending = PendingTable(bound=max_pending, most_seq=9007199254740991 if client else FIRST_ROUTED - 1, now=now)
         self.waiting = PriorityHeap()  # bounded by `pending`, which holds the same submits
+        self.delayed = PriorityHeap()
         self.inbound = PendingTable(bound=1 << 24, now=now)
         self.ready = []
         self.state = EngineState.OFFLINE
@@ -154,12 +173,12 @@ cdef class Engine(Canceller):
     @property
     def in_flight(self):
         """Own submits that were sent and not yet answered."""
-        return self.pending.count - len(self.waiting)
+        return self.pending.count - len(self.waiting) - len(self.delayed)
 
     @property
     def queued(self):
-        """Own submits that wait for room or for the connection."""
-        return len(self.waiting)
+        """Own submits that wait for room, for the connection, or to be sent again."""
+        return len(self.waiting) + len(self.delayed)
 
     @property
     def handling(self):
@@ -183,12 +202,45 @@ cdef class Engine(Canceller):
                 continue
             reply = <Reply>table.entries[slot].waiter
             if reply.entry is None or waiting_too:
-                if reply.entry is not None:
-                    self.waiting.remove(<HeapEntry>reply.entry)
+                if not waiting_too and reply.frame is not None and reply.retries > 0:
+                    reply.retries -= 1
+                    reply.entry = self.waiting.push((reply, reply.frame), reply.priority)
+                    continue
+                self._unqueue(reply)
                 table.take_slot(slot)
                 reply.fail(code, message, None)
                 self._settle(reply)
         return 0
+
+    cdef int _unqueue(self, Reply reply) except -1:
+        """Takes a submit out of whichever queue it is in."""
+        cdef HeapEntry entry
+        if reply.entry is not None:
+            entry = <HeapEntry>reply.entry
+            if entry.home == <void*>self.delayed:
+                self.delayed.remove(entry)
+            else:
+                self.waiting.remove(entry)
+            reply.entry = None
+        return 0
+
+    cdef bint _again(self, Reply reply, object code, object details) except -1:
+        """Is this refused submit to be sent again? Then it waits for its time."""
+        cdef object after = None
+        cdef int64_t due
+        if reply.frame is None or reply.retries <= 0 or code not in ("PF429", "PF502", "PF503"):
+            return False
+        reply.retries -= 1
+        if isinstance(details, dict):
+            after = (<dict>details).get("retry_after_ms")
+        if not isinstance(after, (int, float)) or not 0 <= after <= 60000:
+            after = RETRY_MS
+        due = self.now + <int64_t>(<double>after * MILLISECOND)
+        reply.entry = self.delayed.push((reply, due), -due)
+        if self.earliest < 0 or due < self.earliest:
+            self.earliest = due
+            self.note_output()
+        return True
 
     cdef int _drop_inbound(self) except -1:
         cdef PendingTable table = self.inbound
@@ -231,10 +283,11 @@ cdef class Engine(Canceller):
 
     cdef bint _room(self) noexcept:
         return (self.state == EngineState.OPEN and not self.paused and self.out.size < SEND_AHEAD
-                and (self.peer_window == 0 or self.pending.count - self.waiting.size < self.peer_window))
+                and (self.peer_window == 0
+                     or self.pending.count - self.waiting.size - self.delayed.size < self.peer_window))
 
     cdef Reply submit(self, bytes address, object data, int priority, int64_t timeout_ms,
-                      bytes packet_id, bytes extra, Want want, int64_t now):
+                      bytes packet_id, bytes extra, Want want, int64_t now, int retries=0):
         cdef Reply reply = new_reply(self.loop, self, want)
         cdef unsigned char[ID_LENGTH] text
         cdef const unsigned char* id_bytes = text
@@ -242,6 +295,7 @@ cdef class Engine(Canceller):
         cdef int64_t deadline = now + (GRACE_MS + (timeout_ms if timeout_ms > 0 else DEFAULT_TIMEOUT_MS)) * MILLISECOND
         cdef int32_t slot
         cdef OutputBuffer out = self.out
+        cdef bytes frame = None
         cdef bint direct
         if self.state == EngineState.CLOSED:
             raise exception_for("PF502", "the connection is closed")
@@ -267,13 +321,17 @@ cdef class Engine(Canceller):
             if out.message_size() > self.max_frame:
                 raise exception_for(
                     "PF413", f"the packet makes a frame of {out.message_size()} bytes, the most is {self.max_frame}")
+            if not direct or retries > 0:
+                frame = PyBytes_FromStringAndSize(<char*>out.data + out.size - out.message_size(), out.message_size())
+            if retries > 0:
+                reply.frame = frame
+                reply.retries = retries
+                reply.priority = priority
             if direct:
                 out.end_message(OP_TEXT)
                 self.submitted += 1
             else:
-                reply.entry = self.waiting.push(
-                    (reply, PyBytes_FromStringAndSize(<char*>out.data + out.opened + (out.size - out.opened
-                     - out.message_size()), out.message_size())), priority)
+                reply.entry = self.waiting.push((reply, frame), priority)
         except BaseException as error:
             out.cancel_message()
             reply.owner = None
@@ -315,8 +373,7 @@ cdef class Engine(Canceller):
             return 0
         reply = <Reply>self.pending.entries[slot].waiter
         if reply.entry is not None:
-            self.waiting.remove(<HeapEntry>reply.entry)
-            reply.entry = None
+            self._unqueue(reply)
         elif self.state == EngineState.OPEN and self.peer_cancels:
             self._send_error(seq, self.pending.id_of(slot), self.pending.entries[slot].id_length,
                              "PF499", "cancelled by the submitter")
@@ -335,7 +392,7 @@ cdef class Engine(Canceller):
             return 0
         if reader.read(p, n) < 0:
             return self._fail_frame(now)
-        if n > self.max_frame:
+        if n > self.max_frame + FRAME_SLACK:
             reader.error_code = b"PF413"
             reader.where = b"the frame"
             reader.expected = b"fewer bytes: it is too large"
@@ -368,6 +425,9 @@ cdef class Engine(Canceller):
                 reply = <Reply>self.pending.take_slot(slot)
                 reply.fail("PF502", f"the peer's answer is malformed: {error.message}", None)
                 return self._settle(reply)
+            if reader.id.n > 0 and self.acceptor is not None and self.acceptor.refuse(
+                    self, reader, "PF502", f"the handling peer's answer is malformed: {error.message}", None):
+                return 0
         self.strikes += 1
         if self.strikes > STRIKES:
             return self._die(CLOSE_POLICY, f"more than {STRIKES} invalid frames; the last: {error.message}"[:120])
@@ -378,16 +438,27 @@ cdef class Engine(Canceller):
     cdef int _on_result(self) except -1:
         cdef FrameReader reader = self.reader
         cdef PendingTable table = self.pending
-        cdef int32_t slot = table.find_seq(reader.seq)
+        cdef int32_t slot
         cdef Reply reply
+        if reader.seq >= FIRST_ROUTED and self.member is not None and self.acceptor.answer(self, reader, self.now):
+            return 0
+        slot = table.find_seq(reader.seq)
         if slot < 0 or table.entries[slot].id_length != reader.id.n or memcmp(
                 table.id_of(slot), reader.id.p, <size_t>reader.id.n) != 0:
             # reference reactors answer with seq 0; some other seq is no better
             slot = table.find_id(reader.id.p, reader.id.n)
         if slot < 0 or (<Reply>table.entries[slot].waiter).entry is not None:
-            self.unasked += 1
+            if slot >= 0 or self.member is None or reader.seq >= FIRST_ROUTED \
+                    or not self.acceptor.answer(self, reader, self.now):
+                self.unasked += 1
             return 0
-        reply = <Reply>table.take_slot(slot)
+        reply = <Reply>table.entries[slot].waiter
+        if not reader.success and reply.frame is not None:
+            error = reader.decode(F_ERROR)
+            if isinstance(error, dict) and self._again(
+                    reply, (<dict>error).get("code"), (<dict>error).get("details")):
+                return 0
+        table.take_slot(slot)
         self.answered += 1
         if reader.success and reply.want == Want.WANT_DATA:
             reply.resolve(reader.decode(F_DATA))
@@ -412,18 +483,29 @@ cdef class Engine(Canceller):
                 job = self.inbound.take_slot(slot)
                 if self.acceptor is not None:
                     self.acceptor.drop(self, job, DropReason.CANCELLED_BY_PEER)
-                return 0
+            elif self.acceptor is not None:
+                self.acceptor.cancel(self, reader.id.p, reader.id.n)
+            return 0
         slot = self.pending.find_seq(reader.seq)
         if slot >= 0 and reader.id.n > 0 and (
                 self.pending.entries[slot].id_length != reader.id.n
                 or memcmp(self.pending.id_of(slot), reader.id.p, <size_t>reader.id.n) != 0):
             slot = -1
-        if slot < 0 or (<Reply>self.pending.entries[slot].waiter).entry is not None:
+        if slot < 0 and self.member is None or slot >= 0 and (
+                <Reply>self.pending.entries[slot].waiter).entry is not None:
             self.unasked += 1
             return 0
-        reply = <Reply>self.pending.take_slot(slot)
         message = reader.decode(F_MESSAGE)
         details = reader.decode(F_DETAILS)
+        if slot < 0:
+            if not self.acceptor.refuse(self, reader, code or "PF500", message or "the peer refused the frame",
+                                        details if isinstance(details, dict) else None):
+                self.unasked += 1
+            return 0
+        reply = <Reply>self.pending.entries[slot].waiter
+        if self._again(reply, code, details):
+            return 0
+        self.pending.take_slot(slot)
         reply.fail(code or "PF500", message or "the peer refused the frame and said no more",
                    details if isinstance(details, dict) else None)
         return self._settle(reply)
@@ -474,14 +556,18 @@ cdef class Engine(Canceller):
                      object data, int64_t duration_ms) except -1:
         cdef OutputBuffer out = self.out
         cdef object problem
+        cdef Py_ssize_t size
         if self.state != EngineState.OPEN or self.fatal != 0:
             return 0
         try:
             out.begin_message()
             put_result(out, seq, packet_id, n, data, duration_ms, self.max_depth)
-            if out.message_size() <= self.max_frame:
+            size = out.message_size()
+            if size <= self.max_frame:
                 out.end_message(OP_TEXT)
                 self.handled += 1
+                if self.noting:
+                    self._note_answer(size, seq, packet_id, n, None)
                 if not self.in_batch:
                     self.note_output()
                 return 0
@@ -504,6 +590,7 @@ cdef class Engine(Canceller):
                            object code, object message, object details, int64_t duration_ms) except -1:
         cdef OutputBuffer out = self.out
         cdef dict error = {"code": code, "message": message}
+        cdef Py_ssize_t size
         if details is not None:
             error["details"] = details
         if self.state != EngineState.OPEN or self.fatal != 0:
@@ -520,7 +607,10 @@ cdef class Engine(Canceller):
                 out.begin_message()
                 text = str(message).encode("utf-8", "replace")[:1000].decode("utf-8", "ignore")
                 put_failure(out, seq, packet_id, n, {"code": code, "message": text}, duration_ms, self.max_depth)
+            size = out.message_size()
             out.end_message(OP_TEXT)
+            if self.noting:
+                self._note_answer(size, seq, packet_id, n, code)
         except BufferError as overflow:
             return self._overflow(overflow)
         except BaseException:
@@ -528,6 +618,17 @@ cdef class Engine(Canceller):
             raise
         self.handled += 1
         return self.note_output()
+
+    cdef int _note_answer(self, Py_ssize_t size, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+                          object code) except -1:
+        """Shows the acceptor the payload of the result that was just written, `size` bytes of frame."""
+        cdef Py_ssize_t head = 34 + 1  # `{"type":"result","seq":` and `,"payload":`, and a digit
+        while seq >= 10:
+            seq //= 10
+            head += 1
+        # a gateway's side is not masked: the frame stands there as it was written
+        return self.acceptor.answered(self, packet_id, n, code, self.out.data + self.out.size - size + head,
+                                      size - head - 1)
 
     cdef int64_t keep(self, object job, const unsigned char* packet_id, Py_ssize_t n, int64_t deadline) except -1:
         cdef int32_t slot
@@ -537,13 +638,18 @@ cdef class Engine(Canceller):
         if self.earliest < 0 or deadline < self.earliest:
             self.earliest = deadline
             self.note_output()
+        self.kept = slot
         return self.inbound.entries[slot].seq
 
     cdef bint finish(self, int64_t number, int64_t seq, object data, int64_t duration_ms) except -1:
         cdef int32_t slot = self.inbound.find_seq(number)
         if slot < 0:
             return False
-        self.respond(seq, self.inbound.id_of(slot), self.inbound.entries[slot].id_length, data, duration_ms)
+        self.noting = self.records
+        try:
+            self.respond(seq, self.inbound.id_of(slot), self.inbound.entries[slot].id_length, data, duration_ms)
+        finally:
+            self.noting = False
         # encoding the data may have run the user's code: look again
         slot = self.inbound.find_seq(number)
         if slot >= 0:
@@ -555,10 +661,21 @@ cdef class Engine(Canceller):
         cdef int32_t slot = self.inbound.find_seq(number)
         if slot < 0:
             return False
-        self.respond_error(seq, self.inbound.id_of(slot), self.inbound.entries[slot].id_length,
-                           code, message, details, duration_ms)
-        self.inbound.take_slot(slot)
+        self.noting = self.records
+        try:
+            self.respond_error(seq, self.inbound.id_of(slot), self.inbound.entries[slot].id_length,
+                               code, message, details, duration_ms)
+        finally:
+            self.noting = False
+        slot = self.inbound.find_seq(number)
+        if slot >= 0:
+            self.inbound.take_slot(slot)
         return True
+
+    cdef int withdraw(self, int64_t seq, bytes packet_id) except -1:
+        """Tells the peer that a submit under this seq is wanted no more."""
+        return self._send_error(seq, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id),
+                                "PF499", "cancelled by the submitter")
 
     cdef int _send_error(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
                          object code, object message) except -1:
@@ -602,7 +719,7 @@ cdef class Engine(Canceller):
         while slot >= 0:
             reply = <Reply>self.pending.take_slot(slot)
             if reply.entry is not None:
-                self.waiting.remove(<HeapEntry>reply.entry)
+                self._unqueue(reply)
                 message = "the packet was never sent: no room or no connection until its deadline"
             else:
                 message = "no answer came until one second after the deadline"
@@ -610,6 +727,9 @@ cdef class Engine(Canceller):
             reply.fail("PF408", f"{message} ({timeout} ms)", None)
             self._settle(reply)
             slot = self.pending.due(now)
+        while self.delayed.size > 0 and len(self.delayed) > 0 and (<tuple>self.delayed.peek())[1] <= now:
+            reply, due = self.delayed.pop()
+            reply.entry = self.waiting.push((reply, reply.frame), reply.priority)
         slot = self.inbound.due(now)
         while slot >= 0:
             if self.acceptor is not None:
@@ -640,8 +760,13 @@ cdef class Engine(Canceller):
         cdef bytes packet_id = PyBytes_FromStringAndSize(
             <const char*>self.inbound.id_of(slot), self.inbound.entries[slot].id_length)
         self.inbound.take_slot(slot)
-        self.respond_error(job.seq, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id),
-                           "PF408", "the deadline passed before the handler finished", None, 0)
+        self.noting = self.records
+        try:
+            self.respond_error(
+                job.seq, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id),
+                "PF408", "the deadline passed before the handler finished", None, 0)
+        finally:
+            self.noting = False
         return self.acceptor.drop(self, job, DropReason.EXPIRED)
 
     def heard(self, int64_t now):
@@ -649,12 +774,16 @@ cdef class Engine(Canceller):
         self.last_heard = now
         self.ping_sent = -1
 
-    cdef int64_t wake_at(self) noexcept:
+    cdef int64_t wake_at(self) except? -2:
         """When `tick` is due, in ns; -1: never."""
         cdef int64_t best = self.pending.next_due()
         cdef int64_t other = self.inbound.next_due()
         if best < 0 or (0 <= other < best):
             best = other if other >= 0 else best
+        if self.delayed.size > 0 and len(self.delayed) > 0:
+            other = (<tuple>self.delayed.peek())[1]
+            if best < 0 or other < best:
+                best = other
         if self.state == EngineState.OPEN:
             if best < 0 or self.next_heartbeat < best:
                 best = self.next_heartbeat
@@ -671,7 +800,7 @@ cdef class Engine(Canceller):
         cdef Packet checked = packet_from(packet)
         self.now = now
         return self.submit(packet_address(checked), checked.data, checked.priority, check_timeout(checked.timeout_ms),
-                           checked.id.encode(), encode_extra(checked, self.max_depth), Want.WANT_RESULT, now)
+                           checked.id.encode(), encode_extra(checked, self.max_depth, 0), Want.WANT_RESULT, now)
 
     def receive_message(self, bytes message not None, int64_t now):
         """One whole message as the peer sent it, and the end of a batch."""

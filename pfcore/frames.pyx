@@ -55,7 +55,7 @@ cdef int _write_message(OutputBuffer out, str kind, int64_t seq, object payload)
         p = <const unsigned char*>PyUnicode_AsUTF8AndSize(packet.id, &n)
         if packet.version == "1.0":
             put_submit(out, seq, p, n, packet_address(packet), packet.data, packet.priority,
-                       check_timeout(packet.timeout_ms), encode_extra(packet, DEFAULT_DEPTH), DEFAULT_DEPTH)
+                       check_timeout(packet.timeout_ms), encode_extra(packet, DEFAULT_DEPTH, 0), DEFAULT_DEPTH)
         else:
             put_literal(out, b'{"type":"submit","seq":')
             out.put_int(seq)

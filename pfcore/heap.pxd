@@ -31,6 +31,7 @@ cdef class PriorityHeap:
 
     cpdef HeapEntry push(self, object item, int64_t priority)
     cpdef object pop(self)
+    cpdef object peek(self)
     cpdef bint remove(self, HeapEntry entry) except -1
 
     cdef int _grow(self) except -1

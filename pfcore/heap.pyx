@@ -184,7 +184,7 @@ cdef class PriorityHeap:
             self._sweep()
         return entry.item
 
-    def peek(self):
+    cpdef object peek(self):
         """The most urgent item, left where it is. Raises IndexError when empty."""
         if self.size == 0:
             raise IndexError("peek into an empty heap")

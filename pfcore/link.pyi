@@ -43,3 +43,20 @@ class MessageLink(Link):
         max_message: int = 67_108_864,
     ) -> None: ...
     def send(self, payload: bytes, text: bool = True) -> None: ...
+
+class Gate:
+    max_frame: int
+    timeout: float
+    def __init__(
+        self,
+        admit: Callable[[Any, str, Any], Any],
+        arrived: Callable[[str], bool],
+        departed: Callable[[str], object],
+        *,
+        loop: asyncio.AbstractEventLoop,
+        timeout: float,
+        max_frame: int,
+        logger: Any,
+    ) -> None: ...
+    def __call__(self) -> Any: ...
+    async def listen(self, host: str, port: int, **options: Any) -> asyncio.Server: ...

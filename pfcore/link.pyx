@@ -3,6 +3,7 @@
 import time
 
 import picows
+from picows.picows import WSProtocol
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.pythread cimport PyThread_get_thread_ident
@@ -17,7 +18,7 @@ from pfcore.engine cimport Engine, EngineState
 from pfcore.reply cimport Reply
 from pfcore.scan cimport pf_utf8_valid
 
-__all__ = ["PICOWS_VERSION", "Link", "MessageLink"]
+__all__ = ["PICOWS_VERSION", "Gate", "Link", "MessageLink"]
 
 cdef extern from "clock.h" nogil:
     int64_t pf_monotonic_ns() noexcept
@@ -78,6 +79,7 @@ cdef class Link(WSListener):
         self.close_code = CLOSE_ABNORMAL
         engine.loop = loop
         engine.wake = self._wake
+        engine.flush_now = self._flush_now
 
     def __dealloc__(self):
         free(self.fragments)
@@ -183,6 +185,8 @@ cdef class Link(WSListener):
         self.engine.paused = False
         self.engine.heard(pf_monotonic_ns())
         self._run_batch()
+        if self.engine.acceptor is not None:
+            self.engine.acceptor.resumed(self.engine, pf_monotonic_ns())
 
     # -- frames
 
@@ -339,6 +343,11 @@ cdef class Link(WSListener):
         self.engine.now = pf_monotonic_ns()
         self.end_batch()
 
+    def _flush_now(self):
+        """The switch has written for this link in another one's batch."""
+        if self.transport is not None and not self.in_batch:
+            self.flush()
+
     def _wake(self):
         """The engine has output, or an earlier deadline, and no batch is under way."""
         if not self.flush_scheduled:
@@ -456,6 +465,82 @@ cdef class Link(WSListener):
                 await self.transport.wait_disconnected()
             except Exception:
                 pass  # picows's reason; ours is in close_code
+
+
+class _ServerProtocol(WSProtocol):
+    """One accepted connection: told to `gate` from its first byte to its last."""
+
+    __slots__ = ("__weakref__", "address", "gate", "handshake", "peer")
+
+    def connection_made(self, transport):
+        peer = transport.get_extra_info("peername")
+        self.address = peer[0] if isinstance(peer, tuple) and peer else ""
+        self.peer = transport.get_extra_info("peercert")
+        self.handshake = None
+        if not self.gate.arrived(self.address):
+            self.gate = None
+            transport.abort()
+            return
+        # picows's own timeout leaves an exception behind that nobody fetches
+        self.handshake = self.gate.loop.call_later(self.gate.timeout, transport.abort)
+        super().connection_made(transport)
+
+    def connection_lost(self, error):
+        gate, self.gate = self.gate, None
+        if gate is None:
+            return
+        if self.handshake is not None:
+            self.handshake.cancel()
+        super().connection_lost(error)
+        gate.departed(self.address)
+
+
+class Gate:
+    """Accepts connections for a gateway.
+
+    `admit`: called with ``(request, address, certificate)`` once the handshake
+    has been read, returns a link or a picows response with one. `arrived`:
+    called with the address of a new connection; False turns it away before
+    anything is read. `departed`: called with it when the connection has gone.
+    `timeout`: seconds from the connection to the end of its handshake.
+    """
+
+    def __init__(self, admit, arrived, departed, *, loop, double timeout, Py_ssize_t max_frame, logger):
+        self.admit = admit
+        self.arrived = arrived
+        self.departed = departed
+        self.loop = loop
+        self.timeout = timeout
+        self.max_frame = max_frame
+        self.logger = logger
+
+    def __call__(self):
+        protocol = None
+
+        def admit(request):
+            answer = self.admit(request, protocol.address, protocol.peer)
+            if isinstance(answer, WSListener):
+                protocol.handshake.cancel()
+                protocol.handshake = None
+            elif getattr(answer, "listener", None) is not None:
+                protocol.handshake.cancel()
+                protocol.handshake = None
+            return answer
+
+        protocol = _ServerProtocol(
+            None, None, False, admit, self.logger, True, None, False, 20.0, 20.0,
+            picows.WSAutoPingStrategy.PING_WHEN_IDLE,
+            False,  # the link answers pings itself, in the same write as everything else
+            self.max_frame, None,
+            2048)  # the read buffer grows with the load; an idle connection stays small
+        protocol.gate = self
+        return protocol
+
+    async def listen(self, host, port, **options):
+        """An `asyncio.Server`. Raises OSError."""
+        import aiofastnet
+
+        return await aiofastnet.create_server(self.loop, self, host=host, port=port, **options)
 
 
 cdef class MessageLink(Link):

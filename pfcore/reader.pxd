@@ -75,6 +75,8 @@ cdef class FrameReader:
         MessageType type
         int64_t seq              # 0 to 2^53-1; -1 where it was absent or wrong
         Span[<int>FIELDS] fields
+        Text payload             # the payload's object, as it stands in the frame
+        bint usual               # it has the usual layout throughout: no parser could read it otherwise
         Text id                  # submit: id; result, error: packet_id (n == 0: none)
         Text element
         uint8_t group            # index into GROUP_CODES
@@ -119,6 +121,8 @@ cdef class FrameReader:
     cdef void _number(self, Span* span, double* out) noexcept
     cdef str _found(self)
 
+# The value of a top-level key of an OBJECT; False where there is none (or too many levels).
+cdef bint find_key(const Span* span, const char* key, Py_ssize_t n, Span* out) noexcept
 # The value of a span; `decoder` is the `decode` method of a msgspec Decoder, or None.
 cdef object decode_span(const Span* span, object decoder)
 cdef str text_to_str(const unsigned char* p, Py_ssize_t n, bint ascii)

@@ -205,8 +205,13 @@ cdef class FrameReader:
         self._start = p
         self._length = n
         self._arena_used = 0
+        self.usual = True
         if self.predict and self._predicted(p, n):
+            self.payload.n = p + n - 1 - self.payload.p
             return 0
+        self.usual = False
+        self.payload.p = p
+        self.payload.n = 0
         self.id.n = 0
         self.type = MessageType.UNKNOWN
         self.seq = -1
@@ -242,6 +247,7 @@ cdef class FrameReader:
         p = _digits(p, end, &self.seq)
         if p == NULL or p[0] != 0x2C:
             return False
+        self.payload.p = p + 11  # behind `,"payload":`
         return self._predicted_submit(p, end) if submit else self._predicted_result(p, end)
 
     cdef bint _predicted_id(self, const unsigned char* p, const unsigned char* end, Span* span) noexcept:
@@ -414,8 +420,10 @@ cdef class FrameReader:
                     bit = 4
                     if cursor.p < cursor.end and cursor.p[0] == 0x7B and not seen & 4:
                         payload_kind = Kind.OBJECT
+                        self.payload.p = cursor.p
                         if self._payload(cursor) < 0:
                             return -1
+                        self.payload.n = cursor.p - self.payload.p
                     else:
                         if scan_value(cursor, &span) < 0:
                             return -1
@@ -728,6 +736,33 @@ cdef class FrameReader:
 
     cdef object decode(self, Field field):
         return decode_span(&self.fields[<int>field], None)
+
+
+cdef bint find_key(const Span* span, const char* key, Py_ssize_t n, Span* out) noexcept:
+    cdef Cursor cursor
+    cdef Span name
+    if span.kind != Kind.OBJECT:
+        return False
+    cursor.p = span.p + 1
+    cursor.start = span.p
+    cursor.end = span.p + span.n
+    cursor.depth = 512
+    cursor.expected = NULL
+    skip_space(&cursor)
+    while cursor.p < cursor.end and cursor.p[0] == 0x22:
+        if scan_string(&cursor, &name) < 0:
+            return False
+        skip_space(&cursor)
+        cursor.p += 1
+        skip_space(&cursor)
+        if scan_value(&cursor, out) < 0:
+            return False
+        if name.n == n and not name.escaped and memcmp(name.p, key, <size_t>n) == 0:
+            return True
+        skip_space(&cursor)
+        cursor.p += 1
+        skip_space(&cursor)
+    return False
 
 
 cdef list _top_level_keys(const unsigned char* p, Py_ssize_t n):

@@ -39,7 +39,10 @@ cdef class Reply:
         object context
         list more                # [(callback, context)] beyond the first
         Canceller owner          # set while PENDING
-        object entry             # HeapEntry while the submit waits to be sent
+        object entry             # HeapEntry while the submit waits to be sent, or to be sent again
+        bytes frame              # the submit's frame, where it may be sent again
+        int retries              # how often that may still be
+        int priority
         int64_t seq
         int64_t timeout_ms       # as asked for, 0 for the default; for the message
         uint8_t state            # ReplyState

@@ -109,12 +109,14 @@ cdef class Reply:
         self.state = ReplyState.DONE
         self.owner = None
         self.entry = None
+        self.frame = None
 
     cdef void fail(self, object code, object message, object details) noexcept:
         self.value = (code, message, details)
         self.state = ReplyState.FAILED
         self.owner = None
         self.entry = None
+        self.frame = None
 
     cdef bint has_waiter(self) noexcept:
         return self.callback is not None
@@ -234,6 +236,15 @@ cdef class Reply:
     def get_loop(self):
         """The event loop it belongs to."""
         return self._loop
+
+    # what asyncio.gather looks at in a cancelled future
+
+    @property
+    def _cancel_message(self):
+        return self.value if self.state == ReplyState.CANCELLED else None
+
+    def _make_cancelled_error(self):
+        return _CancelledError() if self._cancel_message is None else _CancelledError(self._cancel_message)
 
     def done(self):
         """True once it has a value, failed or was cancelled."""

@@ -10,8 +10,20 @@ from libc.string cimport strlen
 
 from pfcore.buffers cimport OutputBuffer
 from pfcore.packets cimport Packet
-from pfcore.reader cimport DEFAULT_DEPTH, text_to_str
-from pfcore.scan cimport Cursor, Span, pf_count_openers, scan_end, scan_value, skip_space
+from pfcore.reader cimport (
+    DEFAULT_DEPTH,
+    F_DATA,
+    F_DEPENDENCIES,
+    F_ERROR,
+    F_METADATA,
+    F_VERSION,
+    FrameReader,
+    Text,
+    decode_span,
+    group_code,
+    text_to_str,
+)
+from pfcore.scan cimport Cursor, Kind, Span, pf_count_openers, scan_end, scan_value, skip_space
 
 from pfcore.errors import InvalidPacket
 
@@ -150,11 +162,16 @@ cdef int put_submit(OutputBuffer out, int64_t seq, const unsigned char* packet_i
     return put_literal(out, b"}}")
 
 
-cdef int put_result(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
-                    object data, int64_t duration_ms, int depth) except -1:
+cdef int put_result_head(OutputBuffer out, int64_t seq) except -1:
     put_literal(out, b'{"type":"result","seq":')
     out.put_int(seq)
-    put_literal(out, b',"payload":{"packet_id":')
+    return put_literal(out, b',"payload":')
+
+
+cdef int put_result(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
+                    object data, int64_t duration_ms, int depth) except -1:
+    put_result_head(out, seq)
+    put_literal(out, b'{"packet_id":')
     out.put_string(packet_id, id_length)
     put_literal(out, b',"status":"success","data":')
     put_data(out, data, depth - 2, "result")
@@ -165,15 +182,90 @@ cdef int put_result(OutputBuffer out, int64_t seq, const unsigned char* packet_i
 
 cdef int put_failure(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
                      object error, int64_t duration_ms, int depth) except -1:
-    put_literal(out, b'{"type":"result","seq":')
-    out.put_int(seq)
-    put_literal(out, b',"payload":{"packet_id":')
+    put_result_head(out, seq)
+    put_failure_payload(out, packet_id, id_length, error, duration_ms, depth)
+    return put_literal(out, b"}")
+
+
+cdef int put_failure_payload(OutputBuffer out, const unsigned char* packet_id, Py_ssize_t id_length,
+                             object error, int64_t duration_ms, int depth) except -1:
+    put_literal(out, b'{"packet_id":')
     out.put_string(packet_id, id_length)
     put_literal(out, b',"status":"error","error":')
     put_data(out, error, depth - 2, "error")
     put_literal(out, b',"duration_ms":')
     out.put_int(duration_ms)
-    return put_literal(out, b"}}")
+    return put_literal(out, b"}")
+
+
+cdef int _put_span(OutputBuffer out, const Span* span) except -1:
+    """A value as it stands in its frame; null where it is absent."""
+    if span.kind == Kind.ABSENT:
+        return put_literal(out, b"null")
+    if span.kind == Kind.STRING:
+        return out.put(span.p - 1, span.n + 2)
+    return out.put(span.p, span.n)
+
+
+cdef int _put_again(OutputBuffer out, const Span* span) except -1:
+    """A value decoded and encoded: with a key that stood there twice standing there once."""
+    cdef bytes encoded = <bytes>_encode(decode_span(span, None))
+    return out.put(PyBytes_AS_STRING(encoded), PyBytes_GET_SIZE(encoded))
+
+
+cdef int put_packet_head(OutputBuffer out, FrameReader reader, Text element, Text packet_id) except -1:
+    cdef Span* version = &reader.fields[<int>F_VERSION]
+    put_literal(out, b'{"version":"')
+    if version.escaped:
+        put_literal(out, b"1.0")
+    else:
+        out.put(version.p, version.n)
+    put_literal(out, b'","id":')
+    if packet_id.p == NULL:
+        packet_id = reader.id
+    out.put_string(packet_id.p, packet_id.n)
+    put_literal(out, b',"group":"')
+    out.put(PyUnicode_AsUTF8AndSize(group_code(reader.group), NULL), 2)
+    put_literal(out, b'","element":"')
+    if element.p == NULL:
+        element = reader.element
+    out.put(element.p, element.n)
+    put_literal(out, b'","data":')
+    _put_span(out, &reader.fields[<int>F_DATA])
+    put_literal(out, b',"priority":')
+    return out.put_int(reader.priority)
+
+
+cdef int put_packet_extra(OutputBuffer out, FrameReader reader) except -1:
+    if reader.fields[<int>F_DEPENDENCIES].kind == Kind.ARRAY:
+        put_literal(out, b',"dependencies":')
+        _put_span(out, &reader.fields[<int>F_DEPENDENCIES])
+    if reader.fields[<int>F_METADATA].kind == Kind.OBJECT:
+        put_literal(out, b',"metadata":')
+        _put_again(out, &reader.fields[<int>F_METADATA])
+    return 0
+
+
+cdef int put_result_payload(OutputBuffer out, FrameReader reader, Text packet_id) except -1:
+    if packet_id.p == NULL:
+        packet_id = reader.id
+    put_literal(out, b'{"packet_id":')
+    out.put_string(packet_id.p, packet_id.n)
+    if reader.success:
+        put_literal(out, b',"status":"success","data":')
+        _put_span(out, &reader.fields[<int>F_DATA])
+    else:
+        put_literal(out, b',"status":"error","error":')
+        if reader.fields[<int>F_ERROR].kind == Kind.OBJECT:
+            _put_again(out, &reader.fields[<int>F_ERROR])
+        else:
+            put_literal(out, b'{"code":"PF500","message":"the packet ended in an error that says no more"}')
+    put_literal(out, b',"duration_ms":')
+    if reader.duration_ms < 9e15 and reader.duration_ms == <double><int64_t>reader.duration_ms:
+        out.put_int(<int64_t>reader.duration_ms)
+    else:
+        put_data(out, reader.duration_ms if isfinite(reader.duration_ms) else 0, 1, "duration_ms")
+    return put_literal(out, b"}")
 
 
 cdef int put_error(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
@@ -196,16 +288,19 @@ cdef int put_heartbeat(OutputBuffer out, int64_t seq, object payload) except -1:
     return put_literal(out, b"}")
 
 
-cdef bytes encode_extra(Packet packet, int depth):
+cdef bytes encode_extra(Packet packet, int depth, int retries):
     """``,"dependencies":[...],"metadata":{...}`` of a packet that has them, else None."""
     cdef OutputBuffer out
-    if packet.version == "1.0" and not packet.dependencies and packet._metadata is None:
+    if packet.version == "1.0" and not packet.dependencies and packet._metadata is None and retries == 0:
         return None
     out = OutputBuffer()
     if packet.dependencies:
         put_literal(out, b',"dependencies":')
         put_data(out, list(packet.dependencies), depth - 2, "dependencies")
-    if packet.metadata is not None:
+    if retries > 0:
+        put_literal(out, b',"metadata":')
+        put_data(out, {**(packet.metadata or {}), "retry": retries}, depth - 2, "metadata")
+    elif packet.metadata is not None:
         put_literal(out, b',"metadata":')
         put_data(out, packet.metadata, depth - 2, "metadata")
     return out.take()

@@ -48,7 +48,7 @@ def test_another_picows_is_refused_at_import() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["scan", "ids", "buffers", "frames", "heap", "pending", "reply", "engine", "dispatch", "link", "client"]
+    "module", ["scan", "ids", "buffers", "frames", "heap", "pending", "keys", "ledger", "reply", "engine", "dispatch", "switch", "link", "loopback", "client"]
 )
 def test_every_core_module_is_compiled(module: str) -> None:
     file = importlib.import_module(f"pfcore.{module}").__file__
@@ -67,10 +67,14 @@ ORDER = [
     "frames",
     "heap",
     "pending",
+    "keys",
+    "ledger",
     "reply",
     "engine",
     "dispatch",
+    "switch",
     "link",
+    "loopback",
     "client",
 ]
 

@@ -14,6 +14,7 @@ __all__ = [
     "DEFAULT_TIMEOUT_MS",
     "GROUPS",
     "MAX_TIMEOUT_MS",
+    "SHORT_ELEMENTS",
     "STANDARD_ELEMENTS",
     "Message",
     "Packet",
@@ -53,3 +54,19 @@ STANDARD_ELEMENTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     }
 )
 """The 24 element names that the specification lists (section 4)."""
+
+SHORT_ELEMENTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        f"{group}:{short}": f"{group}:{name}"
+        for group, names in {
+            "cf": {"br": "branch", "lp": "loop"},
+            "df": {"pr": "produce", "cs": "consume", "tr": "transform", "ag": "reduce"},
+            "ed": {"sg": "signal", "tm": "timer"},
+            "co": {"ba": "sync", "bc": "broadcast", "ga": "gather"},
+            "mc": {"sp": "spawn", "mg": "migrate"},
+            "rm": {"al": "alloc", "rl": "free", "lk": "lock", "ca": "cache"},
+        }.items()
+        for short, name in names.items()
+    }
+)
+"""Two-letter codes, as the specification's own example writes ``df:tr``, and what they stand for."""

@@ -1,5 +1,7 @@
-"""Gateway: the side that listens."""
+"""The gateway: what reactors dial."""
 
+from packetflow.gateway.access import Access, Identity, Role, hash_token, new_token
+from packetflow.gateway.peer import Peer
 from packetflow.gateway.server import Gateway
 
-__all__ = ["Gateway"]
+__all__ = ["Access", "Gateway", "Identity", "Peer", "Role", "hash_token", "new_token"]

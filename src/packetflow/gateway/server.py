@@ -1,82 +1,84 @@
-"""Gateway: listens, runs its own handlers, and submits to the reactors that are connected."""
+"""Gateway: listens, routes packets between the reactors that dial it, and runs handlers of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import ssl as ssl_module
+import time
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
+from urllib.parse import parse_qs, urlsplit
 
 import picows
 
 from packetflow.endpoint import Endpoint, parse_endpoint
 from packetflow.errors import ConnectionLost
+from packetflow.gateway.access import GATEWAY_ROLE, Access, principals
+from packetflow.gateway.peer import Peer
+from packetflow.gateway.web import respond
 from packetflow.handlers import HandlerRegistry
-from packetflow.model import Packet
+from packetflow.model import SHORT_ELEMENTS, Packet
 from packetflow.reactor import warn_slow
 from pfcore.client import Submitter
 from pfcore.dispatch import Dispatcher
 from pfcore.engine import Engine
-from pfcore.link import Link
+from pfcore.ledger import Ledger
+from pfcore.link import Gate, Link
+from pfcore.loopback import Loopback
 from pfcore.reply import Reply
+from pfcore.switch import Principal, Switch
 
-__all__ = ["Gateway", "Peer"]
+__all__ = ["Gateway"]
 
 log = logging.getLogger("packetflow.gateway")
 
+_FOREVER = 1e6
+"""Seconds: the loopback needs neither heartbeats nor signs of life."""
 
-class Peer(Submitter):
-    """A connected reactor, as its gateway sees it: `submit` and `call` go to that reactor."""
 
-    def __init__(self, link: Link) -> None:
-        self._bind(link)
-        self._link = link
-        self._engine = link.engine
-
-    @property
-    def name(self) -> str | None:
-        """The id that it announced."""
-        return self._engine.peer_name
-
-    @property
-    def handles(self) -> list[str]:
-        """What it announced to handle: ``["df:transform"]``; empty if it announced nothing."""
-        return list(self._engine.peer_capabilities or ())
-
-    def disconnect(self, reason: str = "disconnected by the gateway") -> None:
-        """Closes its connection; a `packetflow.Reactor` dials again."""
-        self._link.close(1001, reason)
-
-    def __repr__(self) -> str:
-        return f"<Peer {self.name!r} handles={self.handles}>"
+class _Inside(Submitter):
+    """The gateway's own submits: they are routed as everyone's."""
 
 
 class Gateway(HandlerRegistry):
     """A gateway: ``async with Gateway("ws://127.0.0.1:8443/packetflow/v1") as gateway: ...``.
 
     `endpoint`: where to listen; port 0 takes any free one, `endpoint` then tells
-    which. Only loopback addresses, unless `ssl` (an `ssl.SSLContext`) is given
-    or `insecure` is True: there is no authentication yet.
-    `concurrency`, `max_queue`, `window`, `max_frame`, `heartbeat`, `silence`,
-    `expose_errors`: as for `Reactor`, limits on handlers hold for all links
-    together. `max_pending`: own submits unanswered per reactor (default 16,384).
-    `max_connections`: links at once (default 10,000). `handshake_timeout`:
-    seconds (default 5). `allowed_origins`: web origins that browsers may
-    connect from (default: none, so that no web page can use a visitor's gateway).
+    which. Only loopback addresses, unless `ssl` (an `ssl.SSLContext`) is given,
+    `access` lets in nobody without credentials, or `insecure` is True.
+    `access`: roles and principals (default: everyone may submit and handle
+    everything but ``mc``). `concurrency`, `max_queue`, `window`, `max_frame`,
+    `heartbeat`, `silence`, `expose_errors`: as for `Reactor`; limits on its own
+    handlers hold for all links together, `window` for each. `max_pending`: own
+    submits to one reactor unanswered (default 16,384). `max_waiting`: packets
+    that may wait for room at the reactors of one element (default 16,384);
+    `max_flights`: packets under way in all (default 262,144). `max_remembered`:
+    outcomes kept for 5 minutes (default 100,000). `max_connections`: links at
+    once (default 10,000), `max_per_address`: from one address (default: no bound
+    but that). `handshake_timeout`: seconds from connection to upgrade (default 5).
+    `allowed_origins`: web origins that browsers may connect from (default:
+    none, so that no web page can use a visitor's gateway). `public_metrics`:
+    ``/metrics`` asks for no credentials (default: it does where links must).
     """
 
     def __init__(
         self,
         endpoint: str = "ws://127.0.0.1:8443/packetflow/v1",
         *,
+        access: Access | None = None,
         concurrency: int = 1024,
         max_queue: int = 8192,
         window: int = 4096,
         max_pending: int = 16_384,
+        max_waiting: int = 16_384,
+        max_flights: int = 262_144,
+        max_remembered: int = 100_000,
         max_frame: int = 1_048_576,
         max_connections: int = 10_000,
+        max_per_address: int | None = None,
         heartbeat: float = 30.0,
         silence: float = 20.0,
         handshake_timeout: float = 5.0,
@@ -84,17 +86,32 @@ class Gateway(HandlerRegistry):
         ssl: ssl_module.SSLContext | None = None,
         insecure: bool = False,
         expose_errors: bool = True,
+        public_metrics: bool = False,
     ) -> None:
         self._endpoint: Endpoint = parse_endpoint(endpoint)
+        self._access = Access() if access is None else access
         if self._endpoint.secure and ssl is None:
             raise ValueError(f"endpoint {endpoint!r}: expected an ssl.SSLContext in ssl=, too")
-        if not self._endpoint.is_loopback and ssl is None and not insecure:
+        if ssl is not None and not self._endpoint.secure:
+            raise ValueError(f"endpoint {endpoint!r}: expected wss:// where ssl= is given")
+        if not self._endpoint.is_loopback and ssl is None and not self._access.authenticates and not insecure:
             raise ValueError(
                 f"endpoint {endpoint!r}: anyone who reaches this address could submit packets; "
-                "listen on 127.0.0.1, give ssl=, or say insecure=True"
+                "listen on 127.0.0.1, give ssl= or access=, or say insecure=True"
             )
         self._dispatcher = Dispatcher(
             concurrency=concurrency, max_queue=max_queue, expose_errors=expose_errors, on_slow=warn_slow
+        )
+        self._switch = Switch(
+            self._dispatcher,
+            self._masks,
+            aliases=SHORT_ELEMENTS,
+            arm=self._arm,
+            max_flights=max_flights,
+            max_queue=max_waiting,
+            ledger=Ledger(bound=max_remembered),
+            seed=random.getrandbits(63),
+            now=time.monotonic_ns(),
         )
         self._settings: dict[str, Any] = {
             "window": window,
@@ -106,15 +123,32 @@ class Gateway(HandlerRegistry):
         }
         Engine(client=False, **self._settings)  # bad settings fail here, not at the first connection
         self._max_connections = max_connections
+        self._max_per_address = 1 << 30 if max_per_address is None else max_per_address
         self._handshake_timeout = handshake_timeout
         self._allowed_origins = frozenset(origin.lower() for origin in allowed_origins)
+        self._public_metrics = public_metrics
         self._ssl = ssl
         self._server: Any = None
+        self._gate: Gate | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._loopback: Loopback | None = None
+        self._inside = _Inside()
         self._links: dict[Engine, Link] = {}
+        self._addresses: dict[str, int] = {}
+        self._arriving = 0
         self._peers: dict[str, Peer] = {}
+        self._known: dict[str, None] = {}
         self._arrivals: list[asyncio.Future[None]] = []
         self._emptied: asyncio.Event = asyncio.Event()
+        self._anonymous, self._principals = principals(self._access)
+        self.counts: dict[str, int] = {
+            "accepted": 0,
+            "turned_away": 0,
+            "unauthenticated": 0,
+            "refused_origin": 0,
+            "reconnects": 0,
+        }
         # one bound method each for all links: a new one for every link would cost memory
         self._on_open_link = self._on_open
         self._on_closed_link = self._on_closed
@@ -133,39 +167,68 @@ class Gateway(HandlerRegistry):
         return len(self._links)
 
     @property
+    def ready(self) -> bool:
+        """Does it listen, and take new packets?"""
+        return self._server is not None and not self._switch.draining
+
+    @property
     def reactors(self) -> Mapping[str, Peer]:
         """The connected reactors that have announced a name, by name."""
         return MappingProxyType(self._peers)
+
+    @property
+    def switch(self) -> Switch:
+        """The routing core: its counts are what ``/metrics`` shows."""
+        return self._switch
 
     async def start(self) -> None:
         """Listens. Raises OSError where the address is taken or not this machine's."""
         if self._server is not None:
             raise RuntimeError("start: the gateway has been started already")
-        self._loop = asyncio.get_running_loop()
-        self._dispatcher.start(self._loop)
-        self._server = await picows.ws_create_server(
+        loop = self._loop = asyncio.get_running_loop()
+        self._dispatcher.start(loop)
+        self._switch.start(loop)
+        self._open_loopback(loop)
+        self._gate = Gate(
             self._admit,
-            self._endpoint.host,
-            self._endpoint.port,
-            ssl=self._ssl,
-            websocket_handshake_timeout=self._handshake_timeout,
-            enable_auto_pong=False,  # the link answers pings itself, in the same write as everything else
-            max_frame_size=4 * self._settings["max_frame"],
-            read_buffer_init_size=2048,  # grows with the load; an idle connection stays small
-            backlog=1024,
-            logger_name=log,
+            self._arrived,
+            self._departed,
+            loop=loop,
+            timeout=self._handshake_timeout,
+            max_frame=4 * self._settings["max_frame"],
+            logger=logging.LoggerAdapter(log, {}),
         )
+        options: dict[str, Any] = {"backlog": 4096}
+        if self._ssl is not None:
+            options |= {"ssl": self._ssl, "ssl_handshake_timeout": self._handshake_timeout}
+        self._server = await self._gate.listen(self._endpoint.host, self._endpoint.port, **options)
         port = self._server.sockets[0].getsockname()[1]
         self._endpoint = Endpoint(self._endpoint.host, port, self._endpoint.path, self._endpoint.secure)
+        self._switch.handlers_changed()
         log.info("listening on %s", self.endpoint)
+
+    def _open_loopback(self, loop: asyncio.AbstractEventLoop) -> None:
+        settings = {"heartbeat": _FOREVER, "silence": _FOREVER, "max_frame": self._settings["max_frame"]}
+        settings["max_buffer"] = 1 << 28
+        near = Engine(client=False, **settings)
+        far = Engine(client=False, acceptor=self._switch, window=1 << 24, **settings)
+        self._loopback = Loopback(near, far, loop=loop)
+        self._switch.admit(far, Principal("gateway", 1, GATEWAY_ROLE), ())
+        self._switch.join(far)
+        self._switch.set_inner(far)
+        self._loopback.open_up()
+        self._inside._bind(self._loopback)
 
     async def stop(self, grace: float = 5.0) -> None:
         """Stops: accepted packets may finish for `grace` seconds, new ones get PF503; then closes every link."""
-        if self._server is None:
+        if self._server is None or self._loop is None or self._loopback is None:
             return
         server, self._server = self._server, None
         server.close()
-        await self._dispatcher.drain(grace)
+        ends = time.monotonic() + grace
+        await self._switch.drain(self._loop, grace)
+        await self._dispatcher.drain(max(0.0, ends - time.monotonic()))
+        self._switch.fail_all("PF503", "the gateway is stopping", time.monotonic_ns())
         self._emptied.clear()
         for link in list(self._links.values()):
             link.close(1001, "the gateway is stopping")
@@ -177,8 +240,14 @@ class Gateway(HandlerRegistry):
                 for link in list(self._links.values()):
                     link.abort()
                 await asyncio.sleep(0)
+        self._loopback.shut("PF503", "the gateway was stopped")
+        self._switch.leave(self._loopback.far, time.monotonic_ns())
+        self._inside._bind(None)
         await server.wait_closed()
         self._dispatcher.stop()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -198,29 +267,107 @@ class Gateway(HandlerRegistry):
         finally:
             await self.stop()
 
-    # -- links
+    # -- who comes in
 
-    def _admit(self, request: Any) -> Any:
+    def _masks(self, key: str) -> tuple[int, int, int]:
+        return self._access.masks(key)
+
+    def set_access(self, access: Access) -> None:
+        """Other roles and principals from now on; links of principals that are no more are closed."""
+        if not self._endpoint.is_loopback and self._ssl is None and self._access.authenticates > access.authenticates:
+            raise ValueError("access: this address needs TLS, or principals that prove who they are")
+        before = self._principals
+        self._access = access
+        self._anonymous, self._principals = principals(access)
+        for name, principal in self._principals.items():
+            if name in before:  # links go on under the principal that they have
+                old = before[name]
+                old.role, old.rate, old.burst = principal.role, principal.rate, principal.burst
+                self._principals[name] = old
+        self._switch.roles_changed()
+        alive = {id(principal) for principal in self._principals.values()}
+        for member in self._switch.links:
+            principal = member.principal
+            if principal.role == GATEWAY_ROLE or id(principal) in alive:
+                continue
+            if principal.number == 0 and access.anonymous is not None:
+                continue
+            link = self._links.get(member.engine)
+            if link is not None:
+                link.close(1008, "these credentials are no longer valid")
+
+    def set_limits(
+        self,
+        *,
+        max_connections: int | None = None,
+        max_per_address: int | None = None,
+        allowed_origins: Iterable[str] | None = None,
+    ) -> None:
+        """Other limits for the connections to come."""
+        if max_connections is not None:
+            self._max_connections = max_connections
+        if max_per_address is not None:
+            self._max_per_address = max_per_address
+        if allowed_origins is not None:
+            self._allowed_origins = frozenset(origin.lower() for origin in allowed_origins)
+
+    def _arrived(self, address: str) -> bool:
+        """A connection was made; False turns it away."""
+        count = self._addresses.get(address, 0)
+        if self._server is None or count >= self._max_per_address or self._arriving >= 2 * self._max_connections:
+            self.counts["turned_away"] += 1
+            return False
+        self._addresses[address] = count + 1
+        self._arriving += 1
+        return True
+
+    def _departed(self, address: str) -> None:
+        self._arriving -= 1
+        count = self._addresses[address] - 1
+        if count:
+            self._addresses[address] = count
+        else:
+            del self._addresses[address]
+
+    def _admit(self, request: Any, address: str, certificate: Any) -> Any:
         """Answers a handshake: a link for it, or why not."""
-        path = request.path.decode("latin-1").partition("?")[0]
-        if path != self._endpoint.path.partition("?")[0]:
-            return _refuse(404, f"no such path here; expected {self._endpoint.path}")
+        target = urlsplit(request.path.decode("latin-1"))
+        if target.path != self._endpoint.path.partition("?")[0]:
+            return respond(self, target.path, request.headers, certificate)
         origin = request.headers.get("origin")
         if origin is not None and origin.lower() not in self._allowed_origins:
+            self.counts["refused_origin"] += 1
             return _refuse(403, "this origin is not allowed")
+        try:
+            identity = self._access.identify(request.headers, certificate)
+        except PermissionError as error:
+            self.counts["unauthenticated"] += 1
+            log.warning("handshake from %s refused: %s", address, error)
+            return _refuse(401, str(error), {"WWW-Authenticate": 'Basic realm="packetflow"'})
         if self._server is None or len(self._links) >= self._max_connections:
+            self.counts["turned_away"] += 1
             return _refuse(503, "no more connections")
-        engine = Engine(client=False, acceptor=self._dispatcher, on_heartbeat=self._on_peer_heartbeat, **self._settings)
+        # browsers may send "keep-alive, Upgrade"; picows compares the whole value
+        connection = request.headers.get("connection", "")
+        if "upgrade" in (token.strip().lower() for token in connection.split(",")):
+            request.headers["Connection"] = "Upgrade"
+        principal = self._anonymous if identity is None else self._principals[identity.name]
+        engine = Engine(client=False, acceptor=self._switch, on_heartbeat=self._on_peer_heartbeat, **self._settings)
         engine.announce(self.handles)
-        return Link(
-            engine,
-            loop=self._loop,
-            on_open=self._on_open_link,
-            on_closed=self._on_closed_link,
-        )
+        link = Link(engine, loop=self._loop, on_open=self._on_open_link, on_closed=self._on_closed_link)
+        handles = parse_qs(target.query).get("handles")
+        self._switch.admit(engine, principal, None if handles is None else ",".join(handles).split(","))
+        # only what was offered may be chosen, and credentials are not to be echoed
+        offered = [one.strip() for value in request.headers.getall("Sec-WebSocket-Protocol", []) for one in value.split(",")]
+        headers = {"Sec-WebSocket-Protocol": "packetflow"} if "packetflow" in offered else None
+        return picows.WSUpgradeResponseWithListener(picows.WSUpgradeResponse.create_101_response(headers), link)
+
+    # -- links
 
     def _on_open(self, link: Link) -> None:
         self._links[link.engine] = link
+        self._switch.join(link.engine)
+        self.counts["accepted"] += 1
 
     def _on_closed(self, link: Link) -> None:
         engine = link.engine
@@ -228,6 +375,7 @@ class Gateway(HandlerRegistry):
         name = engine.peer_name
         if name is not None and name in self._peers and self._peers[name]._engine is engine:
             del self._peers[name]
+        self._switch.leave(engine, time.monotonic_ns())
         engine.close("PF502", "the connection was lost; the answer is unknown")
         link.flush_ended()
         if not self._links:
@@ -235,20 +383,27 @@ class Gateway(HandlerRegistry):
 
     def _on_heartbeat(self, engine: Engine) -> None:
         name = engine.peer_name
-        if name is None:
-            return
-        known = self._peers.get(name)
-        if known is None or known._engine is not engine:
-            # the latest link of a name is the one that counts: a reactor that came back
+        if name is not None:
+            known = self._peers.get(name)
             link = self._links.get(engine)
-            if link is not None:
+            if link is not None and (known is None or known._engine is not engine):
+                # the latest link of a name is the one that counts: a reactor that came back
                 self._peers[name] = Peer(link)
+                self._count_return(name)
                 arrivals, self._arrivals = self._arrivals, []
                 for waiter in arrivals:
                     if not waiter.done():
                         waiter.set_result(None)
+        self._switch.update(engine)
+
+    def _count_return(self, name: str) -> None:
+        if name in self._known:
+            self.counts["reconnects"] += 1
+        elif len(self._known) < 100_000:
+            self._known[name] = None
 
     def _handlers_changed(self) -> None:
+        self._switch.handlers_changed()
         for engine in self._links:
             engine.announce(self.handles)
 
@@ -260,6 +415,20 @@ class Gateway(HandlerRegistry):
             await waiter
         return self._peers[name]
 
+    # -- time
+
+    def _arm(self, when: int) -> None:
+        """The switch needs a look at `when` (ns), and not before."""
+        if self._loop is None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(max(0.0, (when - time.monotonic_ns()) / 1e9), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._switch.advance(time.monotonic_ns())
+
     # -- submitting
 
     def _peer(self, name: str) -> Peer:
@@ -268,9 +437,11 @@ class Gateway(HandlerRegistry):
             raise ConnectionLost(f"no reactor named {name!r} is connected; connected: {sorted(self._peers) or 'none'}")
         return peer
 
-    def submit(self, packet: Packet | Mapping[str, Any], *, reactor: str) -> Reply:
-        """As `Reactor.submit`, to the connected reactor named `reactor`. `ConnectionLost` if there is none."""
-        return self._peer(reactor).submit(packet)
+    def submit(
+        self, packet: Packet | Mapping[str, Any], *, reactor: str | None = None, retry: int | bool = 0
+    ) -> Reply:
+        """As `Reactor.submit`: routed, or to the connected reactor named `reactor`, `ConnectionLost` if there is none."""
+        return (self._inside if reactor is None else self._peer(reactor)).submit(packet, retry=retry)
 
     def call(
         self,
@@ -278,14 +449,16 @@ class Gateway(HandlerRegistry):
         element: str,
         data: Any = None,
         *,
-        reactor: str,
+        reactor: str | None = None,
         priority: int = 5,
         timeout_ms: int | None = None,
+        retry: int | bool = 0,
     ) -> Reply:
-        """As `Reactor.call`, to the connected reactor named `reactor`. `ConnectionLost` if there is none."""
-        return self._peer(reactor).call(group, element, data, priority=priority, timeout_ms=timeout_ms)
+        """As `Reactor.call`: routed, or to the connected reactor named `reactor`, `ConnectionLost` if there is none."""
+        to = self._inside if reactor is None else self._peer(reactor)
+        return to.call(group, element, data, priority=priority, timeout_ms=timeout_ms, retry=retry)
 
 
-def _refuse(status: int, reason: str) -> Any:
-    response = picows.WSUpgradeResponse.create_error_response(status, reason.encode())
+def _refuse(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Any:
+    response = picows.WSUpgradeResponse.create_error_response(status, reason.encode(), headers)
     return picows.WSUpgradeResponseWithListener(response, None)

@@ -1,0 +1,181 @@
+"""How packets ended: bounded memory of ids, statuses and results. See ``ledger.pxd``."""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memset
+
+from pfcore.ids cimport hash_key
+
+cdef extern from "bytes_ops.h" nogil:
+    uint64_t pf_hash(const unsigned char* p, size_t n, uint64_t key) noexcept
+
+__all__ = ["Ledger"]
+
+cdef enum:
+    FIRST_CAPACITY = 1024
+
+cdef int64_t OUTCOME_NS = 300000000000
+cdef int64_t RESULT_NS = 120000000000
+
+
+@cython.final
+cdef class Ledger:
+    """Outcomes of packets by principal and id.
+
+    `bound`: outcomes at most (default 100,000). `room`: bytes of results at
+    most (default 32 MiB); one larger than an eighth of it is not kept.
+    Statuses are known for 5 minutes, results for 2. Times in nanoseconds.
+    """
+
+    def __cinit__(self, *, int32_t bound=100000, int64_t room=33554432):
+        if not 1 <= bound <= 1 << 24:
+            raise ValueError(f"bound: expected 1 to 2^24, got {bound}")
+        if not 0 <= room <= 1 << 32:
+            raise ValueError(f"room: expected 0 to 2^32 bytes, got {room}")
+        self.bound = bound
+        self.room = room
+        self.key = hash_key()
+
+    def __dealloc__(self):
+        cdef int32_t place
+        for place in range(self.capacity):
+            free(self.outcomes[place].long_id)
+        free(self.outcomes)
+        free(self.buckets)
+        free(self.bytes)
+
+    def __len__(self):
+        return self.count
+
+    cdef int _grow(self) except -1:
+        """Room for more outcomes; only while the ring has not gone round, so places stay what they are."""
+        cdef int32_t capacity = self.capacity * 2 if self.capacity else FIRST_CAPACITY
+        cdef int32_t buckets = 1, place, bucket
+        cdef void* memory
+        if capacity > self.bound:
+            capacity = self.bound
+        while buckets < capacity:
+            buckets *= 2
+        if self.bytes == NULL and self.room > 0:
+            # untouched pages of it cost nothing
+            self.bytes = <unsigned char*>malloc(<size_t>self.room)
+            if self.bytes == NULL:
+                raise MemoryError()
+        memory = realloc(self.outcomes, <size_t>capacity * sizeof(Outcome))
+        if memory == NULL:
+            raise MemoryError()
+        self.outcomes = <Outcome*>memory
+        memset(&self.outcomes[self.capacity], 0, <size_t>(capacity - self.capacity) * sizeof(Outcome))
+        memory = realloc(self.buckets, <size_t>buckets * sizeof(int32_t))
+        if memory == NULL:
+            # the old buckets are still whole: nothing was lost
+            self.capacity = capacity
+            raise MemoryError()
+        self.buckets = <int32_t*>memory
+        self.capacity = capacity
+        self.mask = buckets - 1
+        memset(self.buckets, 0xFF, <size_t>buckets * sizeof(int32_t))
+        for place in range(capacity):
+            if self.outcomes[place].ended != 0:
+                bucket = <int32_t>(self.outcomes[place].hash & <uint64_t>self.mask)
+                self.outcomes[place].next = self.buckets[bucket]
+                self.buckets[bucket] = place
+        return 0
+
+    cdef void _forget(self, int32_t place) noexcept:
+        cdef Outcome* outcome = &self.outcomes[place]
+        cdef int32_t* link = &self.buckets[outcome.hash & <uint64_t>self.mask]
+        while link[0] != place:
+            link = &self.outcomes[link[0]].next
+        link[0] = outcome.next
+        free(outcome.long_id)
+        outcome.long_id = NULL
+        outcome.ended = 0
+        self.count -= 1
+
+    cdef int record(self, int32_t principal, const unsigned char* packet_id, Py_ssize_t n, uint64_t fingerprint,
+                    bint success, const unsigned char* payload, Py_ssize_t length, int64_t now) except -1:
+        cdef Outcome* outcome
+        cdef int32_t place, bucket
+        cdef int64_t start, at
+        if self.at == self.capacity:
+            if self.capacity < self.bound:
+                self._grow()
+            else:
+                self.at = 0
+        place = self.at
+        outcome = &self.outcomes[place]
+        if outcome.ended != 0:
+            self._forget(place)
+        if n > LEDGER_INLINE:
+            outcome.long_id = <unsigned char*>malloc(<size_t>n)
+            if outcome.long_id == NULL:
+                raise MemoryError()
+            memcpy(outcome.long_id, packet_id, <size_t>n)
+        else:
+            memcpy(outcome.id, packet_id, <size_t>n)
+        outcome.hash = pf_hash(packet_id, <size_t>n, self.key + <uint64_t>principal)
+        outcome.fingerprint = fingerprint
+        outcome.ended = now if now > 0 else 1
+        outcome.principal = principal
+        outcome.id_length = <int32_t>n
+        outcome.success = success
+        outcome.length = <int32_t>length
+        outcome.offset = -1
+        if payload != NULL and 0 < length <= self.room >> 3:
+            # in one piece: where it would go over the end, it starts at the beginning
+            at = self.written % self.room
+            start = self.written if at + length <= self.room else self.written + self.room - at
+            memcpy(self.bytes + start % self.room, payload, <size_t>length)
+            self.written = start + length
+            outcome.offset = start
+        bucket = <int32_t>(outcome.hash & <uint64_t>self.mask)
+        outcome.next = self.buckets[bucket]
+        self.buckets[bucket] = place
+        self.count += 1
+        self.at = place + 1
+        return 0
+
+    cdef Outcome* find(self, int32_t principal, const unsigned char* packet_id, Py_ssize_t n, int64_t now) noexcept:
+        cdef uint64_t hash
+        cdef int32_t place
+        cdef Outcome* outcome
+        if self.count == 0:
+            return NULL
+        hash = pf_hash(packet_id, <size_t>n, self.key + <uint64_t>principal)
+        place = self.buckets[hash & <uint64_t>self.mask]
+        while place >= 0:
+            outcome = &self.outcomes[place]
+            if outcome.hash == hash and outcome.principal == principal and outcome.id_length == n and memcmp(
+                    outcome.long_id if outcome.long_id != NULL else outcome.id, packet_id, <size_t>n) == 0:
+                return outcome if now - outcome.ended <= OUTCOME_NS else NULL
+            place = outcome.next
+        return NULL
+
+    cdef const unsigned char* payload(self, const Outcome* outcome, int64_t now) noexcept:
+        if outcome.offset < 0 or now - outcome.ended > RESULT_NS or self.written - outcome.offset > self.room:
+            return NULL
+        return self.bytes + outcome.offset % self.room
+
+    # -- for Python: tests
+
+    def add(self, int32_t principal, bytes packet_id not None, bint success, bytes payload, int64_t now,
+            uint64_t fingerprint=0):
+        """Records an outcome; `payload` None keeps none."""
+        self.record(principal, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id),
+                    fingerprint, success,
+                    NULL if payload is None else <const unsigned char*>PyBytes_AS_STRING(payload),
+                    0 if payload is None else PyBytes_GET_SIZE(payload), now)
+
+    def look_up(self, int32_t principal, bytes packet_id not None, int64_t now):
+        """``(success, fingerprint, payload or None)``, or None if nothing is known."""
+        cdef Outcome* outcome = self.find(
+            principal, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id), now)
+        cdef const unsigned char* payload
+        if outcome == NULL:
+            return None
+        payload = self.payload(outcome, now)
+        return (bool(outcome.success), outcome.fingerprint,
+                None if payload == NULL else PyBytes_FromStringAndSize(<const char*>payload, outcome.length))

@@ -1,0 +1,13 @@
+import asyncio
+
+from pfcore.engine import Engine
+from pfcore.link import Link
+
+__all__ = ["Loopback"]
+
+class Loopback(Link):
+    def __init__(self, near: Engine, far: Engine, *, loop: asyncio.AbstractEventLoop) -> None: ...
+    @property
+    def far(self) -> Engine: ...
+    def open_up(self) -> None: ...
+    def shut(self, code: str, message: str) -> None: ...

@@ -1,0 +1,1630 @@
+"""The gateway's routing: packets from link to link without decoding `data`. See ``switch.pxd``."""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy, memset
+
+from pfcore.buffers cimport OP_TEXT, OutputBuffer
+from pfcore.dispatch cimport Dispatcher, Job
+from pfcore.engine cimport FIRST_ROUTED, GOOD_WRITE, LEAST_WRITE, WRITE_PER_SUBMIT, Acceptor, DropReason, Engine, EngineState
+from pfcore.heap cimport HeapEntry, PriorityHeap
+from pfcore.ids cimport ID_LENGTH, hash_key, write_id
+from pfcore.keys cimport KeyTable, Keyed
+from pfcore.ledger cimport Ledger, Outcome
+from pfcore.pending cimport PendingTable
+from pfcore.reader cimport (
+    F_DATA,
+    F_DEPENDENCIES,
+    F_ERROR,
+    F_METADATA,
+    FrameReader,
+    Text,
+    decode_span,
+    find_key,
+    group_code,
+    text_to_str,
+)
+from pfcore.scan cimport Kind, Span, span_to_int64
+from pfcore.writer cimport (
+    put_failure_payload,
+    put_literal,
+    put_packet_extra,
+    put_packet_head,
+    put_result_head,
+    put_result_payload,
+)
+
+from pfcore.pending import PendingFull
+
+cdef extern from "bytes_ops.h" nogil:
+    uint64_t pf_hash(const unsigned char* p, size_t n, uint64_t key) noexcept
+    int pf_ctz64(uint64_t x) noexcept
+
+__all__ = ["Member", "Principal", "Route", "Switch"]
+
+cdef enum:
+    MILLISECOND = 1000000
+    DEFAULT_TIMEOUT_MS = 29500
+    SEND_AHEAD = 1048576         # bytes of unsent output beyond which a reactor gets no more work
+    DEFAULT_WINDOW = 256         # of reactors that do not say
+    MAX_RETRIES = 100
+    STRIKES = 3                  # deadlines missed in a row until a reactor that announces nothing is passed over
+    TRIES = 256                  # candidates looked at before all count as full
+    POOL = 8192                  # flights kept to be used again
+    GROUP_ED = 2
+    GROUP_MC = 4
+    RETRY_AFTER_MS = 100
+
+cdef int64_t SEEN_LATELY = 60000000000   # ns for which an element without a reactor is PF503, not PF001
+
+# What says nothing of the packet itself: it never ran, and the same id may come again.
+cdef frozenset _NEVER_RAN = frozenset(
+    ("PF001", "PF400", "PF401", "PF403", "PF409", "PF413", "PF426", "PF429", "PF503"))
+
+
+@cython.final
+cdef class Principal:
+    """Who is on a link: a name, a role, and what they may ask for in a second.
+
+    `number`: distinct among the principals of a switch. `role`: bit of the role
+    masks, 0 to 63. `rate`: submits per second, 0 for no limit (default);
+    `burst`: submits at once (default: one second's).
+    """
+
+    def __init__(self, name, int32_t number, int role, double rate=0, double burst=0):
+        self.name = name
+        self.number = number
+        self.role = role
+        self.rate = rate
+        self.burst = burst if burst > 0 else max(rate, 1)
+        self.tokens = self.burst
+
+    def __repr__(self):
+        return f"<Principal {self.name!r}>"
+
+    cdef bint spend(self, int64_t now) noexcept:
+        """One submit more: may it?"""
+        self.tokens = min(self.burst, self.tokens + <double>(now - self.filled) * 1e-9 * self.rate)
+        self.filled = now
+        if self.tokens < 1:
+            return False
+        self.tokens -= 1
+        return True
+
+
+@cython.final
+cdef class Route(Keyed):
+    """Where the packets of one ``group:element`` go."""
+
+    @property
+    def reactors(self):
+        """Links whose reactors announced it."""
+        return len(self.members)
+
+    @property
+    def queue_length(self):
+        """Packets that wait for room at any of them."""
+        return len(self.queue)
+
+    @property
+    def in_flight(self):
+        """Packets under way: waiting, queued or running."""
+        return self.flights
+
+    @property
+    def latencies(self):
+        """``([counts], sum in ns)``: bucket i holds those of up to 16,384 ns times 2^i."""
+        return [self.latency[i] for i in range(BUCKETS)], self.latency_sum
+
+    cdef void note(self, bint success, int64_t took) noexcept:
+        cdef uint64_t scaled = <uint64_t>(took if took > 0 else 0) >> 14
+        cdef int bucket = 0
+        while scaled != 0 and bucket < BUCKETS - 1:
+            scaled >>= 1
+            bucket += 1
+        self.latency[bucket] += 1
+        self.latency_sum += took
+        if success:
+            self.succeeded += 1
+        else:
+            self.failed += 1
+
+
+@cython.final
+cdef class Member:
+    """A link as the switch sees it."""
+
+    def __dealloc__(self):
+        free(self.refused)
+
+    @property
+    def latency_ms(self):
+        """Recent time from sending a packet there to its answer, milliseconds; 0: none yet."""
+        return self.latency / 1e6
+
+    cdef bint refuses(self, uint64_t hash) noexcept:
+        return self.refused != NULL and self.refused[hash & (REFUSALS - 1)] == hash
+
+    cdef int note_refusal(self, uint64_t hash) except -1:
+        # direct-mapped: one key may push another out, which is then asked for once more
+        if self.refused == NULL:
+            self.refused = <uint64_t*>calloc(REFUSALS, sizeof(uint64_t))
+            if self.refused == NULL:
+                raise MemoryError()
+        self.refused[hash & (REFUSALS - 1)] = hash
+        return 0
+
+    cdef bint room(self, bint urgent) noexcept:
+        # a sixteenth of the window is for events: they must not wait behind a full house
+        cdef int64_t limit = self.window if urgent else self.window - (self.window >> 4)
+        return (self.outstanding < limit and self.engine.state == EngineState.OPEN and self.engine.fatal == 0
+                and not self.engine.paused and self.engine.out.size < SEND_AHEAD)
+
+
+# `no_gc`: a flight is in a cycle only while it is queued (member, heap, entry), and it
+# leaves the queue by its deadline at the latest; a hundred thousand tracked ones would be felt.
+@cython.final
+@cython.no_gc
+cdef class Flight:
+    def __dealloc__(self):
+        free(self.held)
+
+
+cdef inline const unsigned char* payload_of(bytes payload) noexcept:
+    return <const unsigned char*>PyBytes_AS_STRING(payload)
+
+
+cdef inline bint _same(const unsigned char* a, const unsigned char* b, Py_ssize_t n) noexcept nogil:
+    return memcmp(a, b, <size_t>n) == 0
+
+
+cdef inline uint64_t _mix(uint64_t a, uint64_t b) noexcept nogil:
+    cdef uint64_t h = (a ^ (b * <uint64_t>0x9E3779B97F4A7C15)) * <uint64_t>0xFF51AFD7ED558CCD
+    h ^= h >> 32
+    h *= <uint64_t>0xC4CEB9FE1A85EC53
+    return h ^ (h >> 29)
+
+
+@cython.final
+cdef class Switch(Acceptor):
+    """Routes packets between the links of a gateway.
+
+    `dispatcher`: runs the gateway's own handlers. `permit`: called with a key,
+    returns three masks with a bit for each role: who may submit it, whose
+    reactors may handle it, and whose may take the place of the gateway's own
+    handler. `aliases`: two-letter keys to the standard ones. `arm`: called with
+    the time (ns) at which `advance` is next needed. `max_flights`: packets
+    under way (default 262,144). `max_queue`: packets that wait for one element
+    or reactor (default 16,384); `max_held`: bytes of payloads kept meanwhile
+    (default 64 MiB). `max_routes`: elements known at once (default 16,384).
+    `inner`: the gateway's end of its own loopback link.
+    """
+
+    def __init__(self, dispatcher not None, permit, *, aliases=None, arm=None, Py_ssize_t max_flights=262144,
+                 Py_ssize_t max_queue=16384, Py_ssize_t max_held=67108864, Py_ssize_t max_routes=16384, ledger=None,
+                 uint64_t seed=1, int64_t now=0):
+        if max_queue < 1 or max_held < 1 or max_routes < 1:
+            raise ValueError("max_queue, max_held, max_routes: expected at least 1")
+        self.dispatcher = dispatcher
+        self.permit = permit
+        self.aliases = aliases or {}
+        self.arm = arm
+        self.routes = KeyTable()
+        self.table = PendingTable(bound=max_flights, first_seq=FIRST_ROUTED, now=now)
+        self.ledger = Ledger() if ledger is None else ledger
+        self.again = FrameReader(max_depth=512)
+        self.scratch = OutputBuffer(limit=1 << 29)
+        self.unlisted = []
+        self.members = {}
+        self.queued_routes = {}
+        self.renamed = {}
+        self.awaited = {}
+        self.ready = []
+        self.pool = []
+        self.dirty = []
+        self.armed = -1
+        self.now = now
+        self.chance = seed | 1
+        self.max_queue = max_queue
+        self.max_held = max_held
+        self.max_routes = max_routes
+        self.refusals = {}
+
+    # ---------------------------------------------------------------- links
+
+    def admit(self, Engine engine not None, Principal principal not None, handles=None):
+        """A link is about to open; `join` it once it has. `handles`: keys named in its URL, None if it named none."""
+        cdef Member member = Member.__new__(Member)
+        self.numbers += 1
+        member.engine = engine
+        member.principal = principal
+        member.number = self.numbers
+        member.window = DEFAULT_WINDOW
+        member.routes = set()
+        member.handles = () if handles is None else tuple(handles)
+        member.listed = handles is not None
+        engine.member = member
+        return member
+
+    def join(self, Engine engine not None):
+        """A link that was admitted has opened."""
+        cdef Member member = <Member?>engine.member
+        engine.records = True
+        self.members[engine] = member
+        if member.listed:
+            self._list(member, member.handles)
+        else:
+            self.unlisted.append(member)
+
+    def start(self, loop):
+        """Begins, or begins again after a drain."""
+        self.draining = False
+
+    def set_inner(self, Engine engine not None):
+        """The gateway's own end: it handles nothing, and answers that nobody waits for may go there."""
+        self.inner = engine
+
+    def update(self, Engine engine not None):
+        """A heartbeat came: what it announces holds from now on."""
+        cdef Member member = <Member>self.members.get(engine)
+        if member is None:
+            return
+        if member.refused != NULL:
+            memset(member.refused, 0, REFUSALS * sizeof(uint64_t))
+        member.strikes = None
+        if engine.peer_window > 0:
+            member.window = engine.peer_window
+        if engine.peer_capabilities is not None:
+            if member in self.unlisted:
+                self.unlisted.remove(member)
+            self._list(member, engine.peer_capabilities)
+            engine.peer_capabilities = member.handles  # the same strings for every link that announces them
+        self._pump(member, engine.now)
+
+    def _list(self, Member member, keys):
+        """Sets what a member handles; keys that are not valid are passed over."""
+        cdef Route route
+        cdef set wanted = set()
+        cdef list names = []
+        member.listed = True
+        for key in keys:
+            if type(key) is not str or len(names) >= self.max_routes:
+                continue
+            group, colon, element = key.partition(":")
+            route = self._make_route(group, element)
+            if route is None:
+                continue
+            names.append(route.key)
+            if route.may_handle >> member.principal.role & 1 and (
+                    not route.local or route.may_replace >> member.principal.role & 1):
+                wanted.add(route)
+        names.sort()
+        if tuple(names) != member.handles:
+            member.handles = tuple(names)
+        for route in member.routes - wanted:
+            self._leave_route(member, route)
+        for route in wanted - member.routes:
+            route.members.append(member)
+            member.routes.add(route)
+
+    def _leave_route(self, Member member, Route route):
+        member.routes.discard(route)
+        route.members.remove(member)
+        if not route.members:
+            route.last_served = self.now if self.now > 0 else 1
+
+    def drain_member(self, Member member not None, bint draining=True):
+        """No new work to this reactor, or again."""
+        member.draining = draining
+
+    def leave(self, Engine engine not None, int64_t now):
+        """A link has gone: its work goes to others or fails, its own submits are taken back."""
+        cdef Member member = <Member>self.members.pop(engine, None)
+        cdef Flight flight
+        cdef int32_t slot
+        if member is None:
+            return
+        self.now = now
+        member.gone = True
+        engine.records = False
+        for route in list(member.routes):
+            self._leave_route(member, route)
+        if member in self.unlisted:
+            self.unlisted.remove(member)
+        if member.outstanding > 0 or member.submitted > 0 or (member.queue is not None and len(member.queue) > 0):
+            for slot in range(self.table.used):
+                if self.table.entries[slot].seq != 0:
+                    flight = <Flight>self.table.entries[slot].waiter
+                    self._lose_flight(flight, member, now)
+        engine.member = None
+        member.queue = None
+        self._flush_dirty()
+
+    cdef int _lose_flight(self, Flight flight, Member member, int64_t now) except -1:
+        """What the loss of a link means for a flight."""
+        if flight.attached is not None:
+            flight.attached = [pair for pair in flight.attached if pair[0] is not member] or None
+        if flight.origin is member:
+            flight.origin = None
+            member.submitted -= 1
+            if flight.retries == 0 and flight.attached is None and flight.state != FlightState.LOCAL:
+                # nobody waits any more (a local one's handler was told by its engine)
+                if flight.state == FlightState.SENT and flight.target is not member:
+                    self._withdraw(flight)
+                self._forget(flight)
+                return 0
+        if flight.target is member or (flight.home is not None and flight.home is member.queue):
+            if flight.state == FlightState.QUEUED:
+                self._leave_queue(flight)
+                return self._place(flight, None, now)
+            self._leave_target(flight)
+            if flight.retries > 0:
+                flight.retries -= 1
+                self.retried += 1
+                return self._place(flight, None, now)
+            return self._fail(flight, "PF502",
+                              "the connection of the reactor that handled it was lost; it may have run or not", None,
+                              now)
+        return 0
+
+    def _withdraw(self, Flight flight):
+        """Tells the reactor that has it, where it understands."""
+        cdef Member target = flight.target
+        if target.engine.peer_cancels:
+            target.engine.withdraw(flight.seq, self._id_of_wire(flight))
+            self._touch(target, target.outstanding)
+
+    # ---------------------------------------------------------------- elements
+
+    cdef Route _make_route(self, str group, str element):
+        """The route of a key, made where there is none; None for a key that is not valid."""
+        cdef Route route
+        cdef Keyed known = <Keyed>self.routes.by_key.get(f"{group}:{element}")
+        if known is not None:
+            return <Route>known
+        if len(self.routes.by_key) >= self.max_routes and not self._forget_routes():
+            return None
+        route = Route.__new__(Route)
+        try:
+            route.name(group, element)
+        except ValueError:
+            return None
+        route.members = []
+        route.queue = PriorityHeap()
+        route.alias = self.aliases.get(route.key)
+        route.policy = (Policy.STICKY, Policy.LEAST, Policy.FASTEST, Policy.LEAST, Policy.LEAST,
+                        Policy.KEYED)[route.group]
+        route.may_submit, route.may_handle, route.may_replace = self.permit(route.key)
+        route.local = route.key in self.dispatcher.handlers.by_key
+        self.routes.put(route)
+        return route
+
+    def _forget_routes(self):
+        """Makes room: elements that nobody handles and nothing waits for are forgotten."""
+        cdef Route route
+        idle = [route for route in self.routes.by_key.values()
+                if not route.members and not route.local and route.flights == 0]
+        for route in idle:
+            del self.routes.by_key[route.key]
+        if idle:
+            self.routes._rebuild(len(self.routes.table))
+        return bool(idle)
+
+    cdef Route _route_or_refuse(self, Engine engine, Principal principal, FrameReader reader):
+        """The packet's route, if its principal may submit to it; None if the packet was refused."""
+        cdef Route route = <Route>self.routes.find(reader.group, reader.element.p, reader.element.n)
+        cdef Route other
+        cdef str group, element
+        if route is None:
+            group = group_code(reader.group)
+            element = text_to_str(reader.element.p, reader.element.n, True)
+            alias = self.aliases.get(f"{group}:{element}")
+            if len(self.unlisted) == 0 and alias is None:
+                # nobody could have it: such elements are not worth remembering
+                if not self.permit(f"{group}:{element}")[0] >> principal.role & 1:
+                    self._refuse_packet(engine, reader, "PF403", f"not allowed for this principal: {group}:{element}",
+                                        None)
+                else:
+                    self._refuse_packet(engine, reader, "PF001", f"no handler for {group}:{element}", None)
+                return None
+            route = self._make_route(group, element)
+            if route is None:
+                self._refuse_packet(
+                    engine, reader, "PF429", f"{self.max_routes} elements are known here, the most that may",
+                    {"retry_after_ms": 1000})
+                return None
+        if route.alias is not None and not self._served(route) and len(self.unlisted) == 0:
+            other = <Route>self._alias_of(route)
+            if other is not None:
+                route = other
+        if not route.may_submit >> principal.role & 1:
+            self._refuse_packet(engine, reader, "PF403", f"not allowed for this principal: {route.key}", None)
+            return None
+        return route
+
+    cdef bint _served(self, Route route) noexcept:
+        """Does anyone handle it, as far as is known?"""
+        return len(route.members) > 0 or route.local
+
+    def handlers_changed(self):
+        """Handlers of the gateway's own have come or gone."""
+        cdef Route route
+        cdef Member member
+        for key in self.dispatcher.handlers.by_key:
+            if key not in self.routes.by_key:
+                group, _, element = key.partition(":")
+                self._make_route(group, element)
+        for route in self.routes.by_key.values():
+            route.local = route.key in self.dispatcher.handlers.by_key
+        for member in self.members.values():
+            if member.listed:
+                self._list(member, member.handles)
+
+    def roles_changed(self):
+        """What roles may do has changed: asks `permit` again for every element."""
+        cdef Route route
+        cdef Member member
+        for route in self.routes.by_key.values():
+            route.may_submit, route.may_handle, route.may_replace = self.permit(route.key)
+        for member in self.members.values():
+            if member.listed:
+                self._list(member, member.handles)
+
+    def set_policy(self, str group not None, str policy not None):
+        """Sets the routing of a group: "least", "sticky", "fastest" or "keyed"."""
+        cdef Route route
+        cdef int value = ("least", "sticky", "fastest", "keyed").index(policy)
+        for route in self.routes.by_key.values():
+            if route.key.partition(":")[0] == group:
+                route.policy = <Policy>value
+
+    # ---------------------------------------------------------------- choosing
+
+    cdef uint64_t _random(self) noexcept:
+        # xorshift64*: only has to spread load
+        cdef uint64_t x = self.chance
+        x ^= x >> 12
+        x ^= x << 25
+        x ^= x >> 27
+        self.chance = x
+        return (x * <uint64_t>0x2545F4914F6CDD1D) >> 16
+
+    cdef bint _eligible(self, Member member, Route route, Flight flight) noexcept:
+        if member.draining or member.gone:
+            return False
+        if not member.listed and (member.refuses(route.hash)
+                                  or not route.may_handle >> member.principal.role & 1):
+            return False
+        return flight is None or flight.tried is None or member not in flight.tried
+
+    cdef Member _hashed(self, list members, Route route, Flight flight, uint64_t key):
+        """Rendezvous: the same key goes to the same reactor, and to few others when one comes or goes."""
+        cdef Member member, best = None
+        cdef uint64_t weight, most = 0
+        for member in members:
+            if self._eligible(member, route, flight):
+                weight = _mix(key, <uint64_t>member.number)
+                if best is None or weight > most:
+                    best = member
+                    most = weight
+        return best
+
+    cdef Member _choose(self, Route route, Flight flight, Member origin, uint64_t key, bint has_key, bint* some):
+        """Who gets it; None where nobody has room. `some`: is there anyone at all?
+
+        For a key that only one reactor may have, that one, room or not.
+        """
+        cdef list members = route.members
+        cdef Py_ssize_t n = len(members), at, tries
+        cdef Member a, b
+        cdef bint urgent = route.group == GROUP_ED
+        some[0] = False
+        if n == 0:
+            if route.local:
+                return None
+            members = self.unlisted
+            n = len(members)
+            if n == 0:
+                return None
+        if n == 1:
+            a = <Member>members[0]
+            if not self._eligible(a, route, flight):
+                return None
+            some[0] = True
+            if a.room(urgent) or ((route.policy == Policy.STICKY or (route.policy == Policy.KEYED and has_key))):
+                return a
+            return None
+        if route.policy == Policy.STICKY or (route.policy == Policy.KEYED and has_key):
+            if not has_key:
+                key = <uint64_t>origin.number * <uint64_t>0xD6E8FEB86659FD93 if origin is not None else 0
+            a = self._hashed(members, route, flight, key)
+            some[0] = a is not None
+            return a
+        if route.policy == Policy.FASTEST:
+            b = None
+            at = <Py_ssize_t>(self._random() % <uint64_t>n)
+            for tries in range(min(n, 16)):
+                a = <Member>members[(at + tries) % n]
+                if self._eligible(a, route, flight):
+                    some[0] = True
+                    if a.room(urgent) and (b is None or a.latency < b.latency):
+                        b = a
+            if b is not None or n <= 16:
+                return b
+        else:
+            at = <Py_ssize_t>(self._random() % <uint64_t>n)
+            tries = <Py_ssize_t>(self._random() % <uint64_t>(n - 1))
+            a = <Member>members[at]
+            b = <Member>members[tries if tries < at else tries + 1]
+            if b.outstanding * a.window < a.outstanding * b.window:
+                a, b = b, a
+            if self._eligible(a, route, flight):
+                some[0] = True
+                if a.room(urgent):
+                    return a
+            if self._eligible(b, route, flight):
+                some[0] = True
+                if b.room(urgent):
+                    return b
+        at = <Py_ssize_t>(self._random() % <uint64_t>n)
+        for tries in range(min(n, TRIES) if some[0] else n):
+            a = <Member>members[(at + tries) % n]
+            if self._eligible(a, route, flight):
+                some[0] = True
+                if a.room(urgent):
+                    return a
+        return None
+
+    cdef bint _key_of(self, FrameReader reader, Route route, uint64_t* key) noexcept:
+        """The packet's metadata.key, for rm else data.key, hashed; False where it has none."""
+        cdef Span span
+        if route.policy != Policy.STICKY and route.policy != Policy.KEYED:
+            return False
+        if find_key(&reader.fields[<int>F_METADATA], b"key", 3, &span) or (
+                route.policy == Policy.KEYED and find_key(&reader.fields[<int>F_DATA], b"key", 3, &span)):
+            if span.kind != Kind.NULL_ and span.kind != Kind.ABSENT:
+                key[0] = pf_hash(span.p, <size_t>span.n, hash_key())
+                return True
+        return False
+
+    # ---------------------------------------------------------------- packets in
+
+    cdef int begin_batch(self, int64_t now) except -1:
+        self.now = now
+        self.in_batch = True
+        return self.dispatcher.begin_batch(now)
+
+    cdef int end_batch(self) except -1:
+        self.dispatcher.end_batch()
+        return self._flush_dirty()
+
+    cdef int _flush_dirty(self) except -1:
+        cdef Member member
+        cdef list dirty
+        self.in_batch = False
+        while self.dirty:
+            dirty = self.dirty
+            self.dirty = []
+            for member in dirty:
+                member.dirty = False
+                # a link in the middle of a batch of its own writes by itself at the end of it
+                if not member.gone and not member.engine.in_batch and member.engine.flush_now is not None:
+                    member.engine.flush_now()
+        return 0
+
+    cdef int _touch(self, Member member, int64_t in_flight) except -1:
+        """A member has output: sees to it that it leaves, soon or at once."""
+        cdef Engine engine = member.engine
+        if engine.in_batch:
+            return 0
+        if not self.in_batch:
+            return engine.note_output()
+        if not member.dirty:
+            member.dirty = True
+            self.dirty.append(member)
+        # As in Engine.worth_writing: while they work on this, we go on
+        if engine.out.size >= LEAST_WRITE and not engine.paused and engine.flush_now is not None and (
+                engine.out.size >= GOOD_WRITE or engine.out.size >= in_flight * WRITE_PER_SUBMIT):
+            engine.flush_now()
+        return 0
+
+    cdef int _refuse_packet(self, Engine engine, FrameReader reader, object code, object message,
+                            object details) except -1:
+        self.refusals[code] = self.refusals.get(code, 0) + 1
+        return engine.respond_error(reader.seq, reader.id.p, reader.id.n, code, message, details, 0)
+
+    cdef Flight _flight_of(self, int32_t number, const unsigned char* packet_id, Py_ssize_t n, bint* clash):
+        """The principal's flight of that id. `clash`: someone else has one of the same id."""
+        cdef PendingTable table = self.table
+        cdef int32_t slot
+        cdef Flight flight
+        clash[0] = False
+        if table.count == 0:
+            return None
+        if self.renamed:
+            flight = <Flight>self.renamed.get((number, PyBytes_FromStringAndSize(<const char*>packet_id, n)))
+            if flight is not None:
+                return flight
+        slot = table.find_id(packet_id, n)
+        if slot < 0:
+            return None
+        flight = <Flight>table.entries[slot].waiter
+        if flight.principal.number == number and flight.own_id is None:
+            return flight
+        clash[0] = True
+        return None
+
+    cdef int accept(self, Engine engine, FrameReader reader, int64_t now) except -1:
+        cdef Member member = <Member>engine.member
+        cdef Principal principal
+        cdef Route route
+        cdef Flight flight
+        cdef uint64_t fingerprint
+        cdef Outcome* outcome
+        cdef const unsigned char* payload
+        cdef bint clash
+        self.now = now
+        if member is None:
+            return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF503", "this link is closing", None, 0)
+        principal = member.principal
+        route = self._route_or_refuse(engine, principal, reader)
+        if route is None:
+            return 0
+        fingerprint = pf_hash(reader.payload.p, <size_t>reader.payload.n, hash_key())
+        flight = self._flight_of(principal.number, reader.id.p, reader.id.n, &clash)
+        if flight is not None:
+            if flight.fingerprint != fingerprint:
+                return self._refuse_packet(engine, reader, "PF409", "another packet with this id is in flight", None)
+            return self._attach(flight, member, reader.seq)
+        outcome = self.ledger.find(principal.number, reader.id.p, reader.id.n, now)
+        if outcome != NULL:
+            payload = self.ledger.payload(outcome, now)
+            if outcome.fingerprint != fingerprint or payload == NULL:
+                return self._refuse_packet(
+                    engine, reader, "PF409", "another packet with this id has ended" if payload != NULL
+                    else "this packet has ended, and its result is no longer kept", None)
+            self.duplicates += 1
+            return self._write_result(member, reader.seq, payload, outcome.length)
+        if self.draining:
+            return self._refuse_packet(engine, reader, "PF503", "shutting down: no new packets", None)
+        if principal.rate > 0 and not principal.spend(now):
+            return self._refuse_packet(
+                engine, reader, "PF429", f"more than {principal.rate:g} packets a second",
+                {"retry_after_ms": max(1, int(1000 / principal.rate))})
+        if member.submitted >= engine.window:
+            return self._refuse_packet(
+                engine, reader, "PF429", f"{engine.window} packets of this connection are under way, the most that may",
+                {"retry_after_ms": RETRY_AFTER_MS})
+        if reader.fields[<int>F_DEPENDENCIES].kind == Kind.ARRAY and reader.fields[<int>F_DEPENDENCIES].n > 2:
+            flight = self._begin(member, route, reader, clash, now)
+            if flight is None:
+                return 0
+            flight.fingerprint = fingerprint
+            return self._await(flight, reader, now)
+        if route.local and len(route.members) == 0:
+            return self._run_here(member, route, reader, fingerprint, self._retries_of(reader), now)
+        flight = self._begin(member, route, reader, clash, now)
+        if flight is None:
+            return 0
+        flight.fingerprint = fingerprint
+        return self._place(flight, reader, now)
+
+    def _alias_of(self, Route route):
+        """The served route that a two-letter code means, or None."""
+        cdef Keyed other = <Keyed>self.routes.by_key.get(route.alias)
+        return other if other is not None and self._served(<Route>other) else None
+
+    cdef int _retries_of(self, FrameReader reader) noexcept:
+        cdef Span span
+        cdef int64_t value
+        if reader.fields[<int>F_METADATA].kind != Kind.OBJECT or not find_key(
+                &reader.fields[<int>F_METADATA], b"retry", 5, &span):
+            return 0
+        if span.kind == Kind.TRUE_:
+            return 10
+        if span.kind == Kind.NUMBER and span_to_int64(&span, 0, MAX_RETRIES, &value) == 0:
+            return <int>value
+        return 0
+
+    cdef int _attach(self, Flight flight, Member member, int64_t seq) except -1:
+        """The same packet again, while it runs: both submits get its one answer."""
+        self.duplicates += 1
+        if flight.origin is None:
+            flight.origin = member
+            flight.origin_seq = seq
+            member.submitted += 1
+            return 0
+        if flight.attached is None:
+            flight.attached = []
+        if len(flight.attached) < 64:
+            flight.attached.append((member, seq))
+        else:
+            self._write_refusal(member, seq, flight)
+        return 0
+
+    def _write_refusal(self, Member member, int64_t seq, Flight flight):
+        packet_id = self._id_of(flight)
+        member.engine.respond_error(
+            seq, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id), "PF409",
+            "this packet was sent 64 times while it ran", None, 0)
+
+    # ---------------------------------------------------------------- a flight's way
+
+    cdef Flight _begin(self, Member origin, Route route, FrameReader reader, bint renamed, int64_t now):
+        """A flight for the packet, in the table; None if it was refused for want of room."""
+        cdef Flight flight
+        cdef unsigned char[ID_LENGTH] text
+        cdef const unsigned char* packet_id = reader.id.p
+        cdef Py_ssize_t n = reader.id.n
+        cdef int64_t timeout = (reader.timeout_ms if reader.timeout_ms > 0 else DEFAULT_TIMEOUT_MS) * MILLISECOND
+        if self.pool:
+            flight = <Flight>self.pool.pop()
+        else:
+            flight = Flight.__new__(Flight)
+        if renamed:
+            # another principal has a packet of the same id: the two must not meet anywhere
+            write_id(text)
+            packet_id = text
+            n = ID_LENGTH
+        try:
+            flight.slot = self.table.insert(flight, packet_id, n, now + timeout)
+        except PendingFull as full:
+            self._refuse_packet(origin.engine, reader, "PF429", str(full), {"retry_after_ms": RETRY_AFTER_MS})
+            return None
+        flight.seq = self.table.entries[flight.slot].seq
+        flight.state = FlightState.WAITING
+        flight.priority = reader.priority
+        flight.origin = origin
+        flight.origin_seq = reader.seq
+        flight.principal = origin.principal
+        flight.route = route
+        flight.accepted = now
+        flight.deadline = now + timeout
+        flight.retries = self._retries_of(reader)
+        flight.has_key = self._key_of(reader, route, &flight.key_hash)
+        origin.submitted += 1
+        route.flights += 1
+        if renamed:
+            flight.own_id = PyBytes_FromStringAndSize(<const char*>reader.id.p, reader.id.n)
+            self.renamed[(flight.principal.number, flight.own_id)] = flight
+        if self.armed < 0 or flight.deadline < self.armed:
+            self._arm(flight.deadline)
+        return flight
+
+    cdef int _arm(self, int64_t deadline) except -1:
+        self.armed = deadline
+        if self.arm is not None:
+            self.arm(deadline)
+        return 0
+
+    cdef object _id_of(self, Flight flight):
+        """The packet's id as its submitter knows it, bytes."""
+        return flight.own_id if flight.own_id is not None else self._id_of_wire(flight)
+
+    def _id_of_wire(self, Flight flight):
+        return PyBytes_FromStringAndSize(<const char*>self.table.id_of(flight.slot),
+                                         self.table.entries[flight.slot].id_length)
+
+    cdef int _hold(self, Flight flight, FrameReader reader) except -1:
+        """Keeps the payload, for a reactor that has yet to be found."""
+        cdef OutputBuffer out = self.scratch
+        cdef Text element, wire
+        cdef Py_ssize_t start
+        if flight.held != NULL:
+            return 0
+        out.clear()
+        element.p = NULL
+        wire.p = NULL
+        if flight.own_id is not None:
+            wire.p = self.table.id_of(flight.slot)
+            wire.n = self.table.entries[flight.slot].id_length
+        if flight.route.element is not None:
+            element.p = <const unsigned char*>PyBytes_AS_STRING(flight.route.element)
+            element.n = PyBytes_GET_SIZE(flight.route.element)
+        put_packet_head(out, reader, element, wire)
+        start = out.size
+        put_packet_extra(out, reader)
+        flight.held = <unsigned char*>malloc(<size_t>out.size)
+        if flight.held == NULL:
+            raise MemoryError()
+        memcpy(flight.held, out.data, <size_t>out.size)
+        flight.head = start
+        flight.length = out.size
+        self.held_bytes += out.size
+        if out.size > 65536:
+            out.release()
+        return 0
+
+    cdef int _place(self, Flight flight, FrameReader reader, int64_t now) except -1:
+        """Finds the flight its reactor. `reader`: the packet, where it is not held yet."""
+        cdef bint some, sticky
+        cdef Route route = flight.route, other
+        cdef Member target = self._choose(route, flight, flight.origin, flight.key_hash, flight.has_key, &some)
+        if target is not None:
+            if target.room(route.group == GROUP_ED):
+                return self._send(flight, target, reader, now)
+            # only this one may have it: it waits for this one
+            if target.queue is None:
+                target.queue = PriorityHeap()
+            return self._queue(flight, target.queue, reader, now)
+        if some:
+            return self._queue(flight, route.queue, reader, now)
+        if route.local:
+            if reader is not None:
+                self._hold(flight, reader)
+            return self._run_held(flight, now)
+        if route.alias is not None:
+            other = <Route>self._alias_of(route)
+            if other is not None and other.may_submit >> flight.principal.role & 1:
+                route.flights -= 1
+                other.flights += 1
+                flight.route = other
+                flight.tried = None
+                if flight.held != NULL:
+                    self._rename_held(flight)
+                return self._place(flight, reader, now)
+        if route.last_served > 0 and now - route.last_served < SEEN_LATELY:
+            if flight.retries > 0:
+                # it was there a moment ago: a restart, perhaps
+                return self._queue(flight, route.queue, reader, now)
+            return self._fail(flight, "PF503", f"no reactor for {route.key} is connected just now",
+                              {"retry_after_ms": 1000}, now)
+        return self._fail(flight, "PF001", f"no handler for {route.key}", None, now)
+
+    def _rename_held(self, Flight flight):
+        """The held packet's element becomes that of its route."""
+        cdef OutputBuffer out = OutputBuffer(limit=1 << 29)
+        cdef Text element, wire
+        self._read_held(flight, 1)
+        element.p = <const unsigned char*>PyBytes_AS_STRING(flight.route.element)
+        element.n = PyBytes_GET_SIZE(flight.route.element)
+        wire.p = NULL
+        put_packet_head(out, self.again, element, wire)
+        start = out.size
+        put_packet_extra(out, self.again)
+        self.held_bytes += out.size - flight.length
+        free(flight.held)
+        flight.held = <unsigned char*>malloc(<size_t>out.size)
+        if flight.held == NULL:
+            raise MemoryError()
+        memcpy(flight.held, out.data, <size_t>out.size)
+        flight.head = start
+        flight.length = out.size
+
+    def _read_held(self, Flight flight, int64_t seq):
+        """Reads a held packet into `again`; the bytes are in `scratch`."""
+        cdef OutputBuffer out = self.scratch
+        out.clear()
+        put_literal(out, b'{"type":"submit","seq":')
+        out.put_int(seq if seq > 0 else 1)
+        put_literal(out, b',"payload":')
+        self._put_held(flight, out)
+        put_literal(out, b"}")
+        if self.again.read(out.data, out.size) < 0:
+            raise AssertionError(f"a packet that was checked does not read: {self.again.error()}")
+
+    def _put_held(self, Flight flight, OutputBuffer out):
+        """The held payload with what is left of its time."""
+        cdef int64_t left = (flight.deadline - self.now + MILLISECOND - 1) // MILLISECOND
+        out.put(flight.held, flight.head)
+        put_literal(out, b',"timeout_ms":')
+        out.put_int(left if left > 0 else 1)
+        out.put(flight.held + flight.head, flight.length - flight.head)
+        put_literal(out, b"}")
+
+    cdef int _send(self, Flight flight, Member target, FrameReader reader, int64_t now) except -1:
+        cdef OutputBuffer out = target.engine.out
+        cdef Text element, wire
+        # kept where another may have to be asked: after PF001, or a loss
+        if reader is not None and flight.held == NULL and (flight.retries > 0 or not target.listed):
+            self._hold(flight, reader)
+        try:
+            out.begin_message()
+            put_literal(out, b'{"type":"submit","seq":')
+            out.put_int(flight.seq)
+            put_literal(out, b',"payload":')
+            if reader is None:
+                self._put_held(flight, out)
+            elif reader.usual and flight.own_id is None and PyBytes_GET_SIZE(
+                    flight.route.element) == reader.element.n:  # else it was a two-letter code
+                out.put(reader.payload.p, reader.payload.n)
+            else:
+                element.p = <const unsigned char*>PyBytes_AS_STRING(flight.route.element)
+                element.n = PyBytes_GET_SIZE(flight.route.element)
+                wire.p = self.table.id_of(flight.slot)
+                wire.n = self.table.entries[flight.slot].id_length
+                put_packet_head(out, reader, element, wire)
+                if reader.timeout_ms > 0:
+                    put_literal(out, b',"timeout_ms":')
+                    out.put_int(reader.timeout_ms)
+                put_packet_extra(out, reader)
+                put_literal(out, b"}")
+            put_literal(out, b"}")
+            out.end_message(OP_TEXT)
+        except BufferError as error:
+            # it does not read: its own link ends, and with it this flight finds another or fails
+            target.engine._overflow(error)
+            flight.target = target
+            target.outstanding += 1
+            flight.state = FlightState.SENT
+            return 0
+        except BaseException:
+            out.cancel_message()
+            raise
+        flight.state = FlightState.SENT
+        flight.target = target
+        flight.sent = now
+        target.outstanding += 1
+        self.routed += 1
+        return self._touch(target, target.outstanding)
+
+    cdef int _queue(self, Flight flight, PriorityHeap heap, FrameReader reader, int64_t now) except -1:
+        if len(heap) >= self.max_queue or self.held_bytes >= self.max_held:
+            return self._fail(
+                flight, "PF429", f"{len(heap)} packets wait for {flight.route.key} already, the most that may"
+                if len(heap) >= self.max_queue else f"{self.held_bytes} bytes of packets wait already",
+                {"retry_after_ms": RETRY_AFTER_MS}, now)
+        if reader is not None:
+            self._hold(flight, reader)
+        flight.state = FlightState.QUEUED
+        flight.entry = heap.push(flight, flight.priority)
+        flight.home = heap
+        self.queued += 1
+        if heap is flight.route.queue:
+            self.queued_routes[flight.route] = None
+        return 0
+
+    cdef int _leave_queue(self, Flight flight) except -1:
+        if flight.entry is not None:
+            flight.home.remove(flight.entry)
+            self._left_queue(flight)
+        return 0
+
+    def _left_queue(self, Flight flight):
+        flight.entry = None
+        self.queued -= 1
+        if flight.home is flight.route.queue and len(flight.home) == 0:
+            self.queued_routes.pop(flight.route, None)
+        flight.home = None
+
+    cdef int _leave_target(self, Flight flight) except -1:
+        if flight.target is not None:
+            flight.target.outstanding -= 1
+            flight.target = None
+        return 0
+
+    cdef int _pump(self, Member member, int64_t now) except -1:
+        """Gives a reactor that has room what waits for it, the most urgent first."""
+        cdef PriorityHeap best
+        cdef Flight flight, head
+        cdef Route route
+        cdef bint urgent
+        while self.queued > 0 and member.room(True) and not member.draining and not member.gone:
+            best = None
+            head = None
+            if member.queue is not None and len(member.queue) > 0:
+                best = member.queue
+                head = <Flight>best.peek()
+            for route in self.queued_routes:
+                if len(route.queue) == 0 or (route not in member.routes if len(route.members) > 0
+                                             else member.listed or not self._eligible(member, route, None)):
+                    continue
+                flight = <Flight>route.queue.peek()
+                if flight.tried is not None and member in flight.tried:
+                    continue
+                if head is None or flight.priority > head.priority or (
+                        flight.priority == head.priority and flight.accepted < head.accepted):
+                    best = route.queue
+                    head = flight
+            if head is None or not member.room(head.route.group == GROUP_ED):
+                return 0
+            best.pop()
+            self._left_queue(head)
+            self._send(head, member, None, now)
+        return 0
+
+    cdef int _next(self, Flight flight, int64_t now) except -1:
+        """Its reactor will not have it: the next one."""
+        cdef Member refusing = flight.target
+        if flight.tried is None:
+            flight.tried = []
+        flight.tried.append(refusing)
+        self._leave_target(flight)
+        self._place(flight, None, now)
+        return self._pump(refusing, now)
+
+    # ---------------------------------------------------------------- answers
+
+    cdef bint answer(self, Engine engine, FrameReader reader, int64_t now) except -1:
+        cdef PendingTable table = self.table
+        cdef Member member = <Member>engine.member
+        cdef int32_t slot = table.find_seq(reader.seq)
+        cdef Flight flight
+        cdef Text own
+        cdef OutputBuffer out
+        cdef const unsigned char* payload
+        cdef Py_ssize_t length
+        cdef object code = None
+        self.now = now
+        if slot >= 0 and ((<Flight>table.entries[slot].waiter).target is not member
+                          or table.entries[slot].id_length != reader.id.n
+                          or not _same(table.id_of(slot), reader.id.p, reader.id.n)):
+            slot = -1
+        if slot < 0:
+            # reference reactors answer with seq 0; some other seq is no better
+            slot = table.find_id(reader.id.p, reader.id.n)
+            if slot < 0 or (<Flight>table.entries[slot].waiter).target is not member:
+                self.late += 1
+                return False
+        flight = <Flight>table.entries[slot].waiter
+        if flight.state != FlightState.SENT:
+            self.late += 1
+            return False
+        if not reader.success:
+            error = decode_span(&reader.fields[<int>F_ERROR], None)
+            code = error.get("code") if isinstance(error, dict) else None
+            if code == "PF001":
+                if not member.listed:
+                    member.note_refusal(flight.route.hash)
+                if flight.held != NULL:
+                    self._next(flight, now)
+                    return True
+            elif flight.retries > 0 and flight.held != NULL and (code == "PF429" or code == "PF503"):
+                # it never ran there; if there is another, that one may
+                if self._another(flight, member):
+                    self._next(flight, now)
+                    return True
+        elif member.strikes is not None:
+            member.strikes.pop(flight.route.hash, None)
+        member.latency = member.latency * 0.8 + 0.2 * <double>(now - flight.sent) if member.latency > 0 \
+            else <double>(now - flight.sent)
+        payload = reader.payload.p
+        length = reader.payload.n
+        if not reader.usual or flight.own_id is not None:
+            out = self.scratch
+            out.clear()
+            own.p = NULL
+            if flight.own_id is not None:
+                own.p = <const unsigned char*>PyBytes_AS_STRING(flight.own_id)
+                own.n = PyBytes_GET_SIZE(flight.own_id)
+            put_result_payload(out, reader, own)
+            payload = out.data
+            length = out.size
+        self._leave_target(flight)
+        self._end(flight, payload, length, reader.success, code, now)
+        if self.queued > 0:
+            self._pump(member, now)
+        return True
+
+    cdef bint _another(self, Flight flight, Member member) except -1:
+        """Is there another reactor for it, besides this one?"""
+        cdef Member other
+        for other in (flight.route.members if len(flight.route.members) > 0 else self.unlisted):
+            if other is not member and self._eligible(other, flight.route, flight):
+                return True
+        return False
+
+    cdef bint refuse(self, Engine engine, FrameReader reader, object code, object message, object details) except -1:
+        cdef int32_t slot = self.table.find_seq(reader.seq)
+        cdef Flight flight
+        cdef Member member = <Member>engine.member
+        if slot < 0 and reader.id.n > 0:
+            slot = self.table.find_id(reader.id.p, reader.id.n)
+        if slot < 0 or member is None:
+            return False
+        flight = <Flight>self.table.entries[slot].waiter
+        if flight.target is not member or flight.state != FlightState.SENT:
+            return False
+        self._leave_target(flight)
+        self._fail(flight, code, message, details, engine.now)
+        self._pump(member, engine.now)
+        return True
+
+    cdef int _end(self, Flight flight, const unsigned char* payload, Py_ssize_t length, bint success, object code,
+                  int64_t now) except -1:
+        """The flight's one outcome: to who waits for it, into the ledger, to who depends on it."""
+        cdef bytes packet_id
+        cdef const unsigned char* p = self.table.id_of(flight.slot)
+        cdef Py_ssize_t n = self.table.entries[flight.slot].id_length
+        cdef Principal principal = flight.principal
+        if flight.own_id is not None:
+            p = <const unsigned char*>PyBytes_AS_STRING(flight.own_id)
+            n = PyBytes_GET_SIZE(flight.own_id)
+        if flight.origin is not None:
+            self._write_result(flight.origin, flight.origin_seq, payload, length)
+        else:
+            self.late += 1
+        if flight.attached is not None:
+            for other, seq in flight.attached:
+                self._write_result(<Member>other, seq, payload, length)
+        flight.route.note(success, now - flight.accepted)
+        if success or code not in _NEVER_RAN:
+            self.ledger.record(principal.number, p, n, flight.fingerprint, success, payload, length, now)
+            if self.awaited:
+                packet_id = PyBytes_FromStringAndSize(<const char*>p, n)
+                self._give_back(flight)
+                return self._ended(principal.number, packet_id, success, now)
+        return self._give_back(flight)
+
+    cdef int _fail(self, Flight flight, object code, object message, object details, int64_t now) except -1:
+        cdef OutputBuffer out = OutputBuffer(limit=1048576)
+        cdef dict error = {"code": code, "message": message}
+        cdef bytes packet_id = <bytes>self._id_of(flight)
+        if details is not None:
+            error["details"] = details
+        self.refusals[code] = self.refusals.get(code, 0) + 1
+        try:
+            put_failure_payload(out, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id),
+                                error, 0, 64)
+        except (BufferError, ValueError):
+            out.clear()
+            put_failure_payload(out, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id),
+                                {"code": "PF502", "message": "the handling peer refused it"}, 0, 64)
+        return self._end(flight, out.data, out.size, False, code, now)
+
+    cdef int _write_result(self, Member member, int64_t seq, const unsigned char* payload, Py_ssize_t length) except -1:
+        cdef Engine engine = member.engine
+        cdef OutputBuffer out = engine.out
+        if engine.state != EngineState.OPEN or engine.fatal != 0:
+            return 0
+        try:
+            out.begin_message()
+            put_result_head(out, seq)
+            out.put(payload, length)
+            put_literal(out, b"}")
+            out.end_message(OP_TEXT)
+        except BufferError as error:
+            return engine._overflow(error)
+        engine.handled += 1
+        return self._touch(member, member.submitted)
+
+    cdef int _give_back(self, Flight flight) except -1:
+        """The flight is over: out of the table, and into the pool."""
+        if flight.own_id is not None:
+            self.renamed.pop((flight.principal.number, flight.own_id), None)
+            flight.own_id = None
+        self.table.take_slot(flight.slot)
+        flight.route.flights -= 1
+        if flight.origin is not None:
+            flight.origin.submitted -= 1
+            flight.origin = None
+        if flight.held != NULL:
+            free(flight.held)
+            flight.held = NULL
+            self.held_bytes -= flight.length
+        flight.state = FlightState.FREE
+        flight.target = None
+        flight.engine = None
+        if flight.job is not None:
+            flight.job.flight = None
+            flight.job = None
+        flight.attached = None
+        flight.tried = None
+        flight.needs = None
+        flight.route = None
+        flight.principal = None
+        if len(self.pool) < POOL:
+            self.pool.append(flight)
+        if self.idle is not None and self.table.count == 0 and not self.idle.done():
+            self.idle.set_result(None)
+        return 0
+
+    # ---------------------------------------------------------------- handled here
+
+    cdef int _run_here(self, Member origin, Route route, FrameReader reader, uint64_t fingerprint, int retries,
+                       int64_t now) except -1:
+        """To the dispatcher. Most handlers answer before it returns: then there is no flight at all."""
+        cdef Engine engine = origin.engine
+        cdef Flight flight
+        engine.noting = True
+        engine.kept = -1
+        self.accepting = engine
+        self.accepting_id = reader.id.p
+        self.accepting_fingerprint = fingerprint
+        self.accepting_route = route
+        self.was_answered = False
+        try:
+            if route.group != reader.group or PyBytes_GET_SIZE(route.element) != reader.element.n:
+                # a two-letter code: the dispatcher looks for the whole name
+                reader.element.p = <const unsigned char*>PyBytes_AS_STRING(route.element)
+                reader.element.n = PyBytes_GET_SIZE(route.element)
+            self.dispatcher.accept(engine, reader, now)
+        finally:
+            engine.noting = False
+            self.accepting = None
+            self.accepting_id = NULL
+        if self.was_answered or engine.kept < 0:
+            return 0
+        # it is kept by the engine, and goes on: from now on the same id must find it
+        flight = self._begin(origin, route, reader, False, now)
+        if flight is None:
+            return 0
+        self._make_local(flight, engine)
+        flight.fingerprint = fingerprint
+        flight.retries = retries
+        return 0
+
+    def _make_local(self, Flight flight, Engine engine):
+        """The engine keeps the job and sees to its deadline; the flight is how others find it."""
+        cdef Job job = <Job>engine.inbound.entries[engine.kept].waiter
+        flight.state = FlightState.LOCAL
+        flight.engine = engine
+        flight.job = job
+        job.flight = flight
+
+    cdef int _run_held(self, Flight flight, int64_t now) except -1:
+        """As `_run_here`, for a packet that had to wait."""
+        cdef Engine engine = flight.origin.engine if flight.origin is not None else self.inner
+        cdef int64_t seq = flight.seq
+        if engine is None:
+            return self._fail(flight, "PF503", "shutting down", None, now)
+        self._read_held(flight, flight.origin_seq)
+        if flight.own_id is not None:
+            # nobody but us sees this one: its own id will do
+            self.again.id.p = <const unsigned char*>PyBytes_AS_STRING(flight.own_id)
+            self.again.id.n = PyBytes_GET_SIZE(flight.own_id)
+        flight.state = FlightState.LOCAL
+        flight.engine = engine
+        engine.kept = -1
+        if not self.in_batch:
+            self.dispatcher.slice_ends = 0  # perhaps inside a handler's task: queue it
+        # answered at once, it ends in `answered` like one that takes its time
+        engine.noting = True
+        try:
+            self.dispatcher.accept(engine, self.again, now)
+        finally:
+            engine.noting = False
+        if flight.seq == seq and flight.state == FlightState.LOCAL and engine.kept >= 0:
+            self._make_local(flight, engine)
+        return 0
+
+    cdef int answered(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n, object code,
+                      const unsigned char* payload, Py_ssize_t length) except -1:
+        """The dispatcher, or a refusal, has answered a packet."""
+        cdef Member member = <Member>engine.member
+        cdef Principal principal
+        cdef Flight flight
+        cdef bint success = code is None
+        cdef bint clash
+        cdef object other
+        cdef bytes own
+        cdef int64_t now = engine.now
+        if member is None:
+            return 0
+        principal = member.principal
+        if engine is self.accepting and packet_id == self.accepting_id:
+            self.was_answered = True
+            self.accepting_route.note(success, now - self.now)
+            if success or code not in _NEVER_RAN:
+                self.ledger.record(principal.number, packet_id, n, self.accepting_fingerprint, success, payload,
+                                   length, now)
+                if self.awaited:
+                    own = PyBytes_FromStringAndSize(<const char*>packet_id, n)
+                    self._ended(principal.number, own, success, now)
+            else:
+                self.refusals[code] = self.refusals.get(code, 0) + 1
+            return 0
+        if self.table.count == 0:
+            return 0
+        flight = self._local_flight(engine, packet_id, n)
+        if flight is None:
+            return 0
+        # the engine itself has written the answer to its own peer
+        own = PyBytes_FromStringAndSize(<const char*>payload, length)
+        if flight.origin is not None and flight.origin.engine is not engine:
+            self._write_result(flight.origin, flight.origin_seq, payload_of(own), length)
+        if flight.origin is not None:
+            flight.origin.submitted -= 1
+            flight.origin = None
+        self._end_local(flight, own, success, code, now)
+        return 0
+
+    cdef Flight _local_flight(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n):
+        """The flight that this engine's answer ends."""
+        cdef int32_t slot = self.table.find_id(packet_id, n)
+        cdef Flight flight
+        if slot >= 0:
+            flight = <Flight>self.table.entries[slot].waiter
+            if flight.state == FlightState.LOCAL and flight.engine is engine:
+                return flight
+        for flight in self.renamed.values():
+            if flight.state == FlightState.LOCAL and flight.engine is engine and PyBytes_GET_SIZE(
+                    flight.own_id) == n and _same(
+                        <const unsigned char*>PyBytes_AS_STRING(flight.own_id), packet_id, n):
+                return flight
+        return None
+
+    def _end_local(self, Flight flight, bytes payload, bint success, code, int64_t now):
+        cdef const unsigned char* p = <const unsigned char*>PyBytes_AS_STRING(payload)
+        self.late -= 1  # `_end` counts a flight without an origin as late; this one was answered
+        self._end(flight, p, PyBytes_GET_SIZE(payload), success, code, now)
+
+    cdef int drop(self, Engine engine, object job, int why) except -1:
+        """A job of the dispatcher's is wanted no more, or its link has gone."""
+        cdef Flight flight = <Flight>(<Job>job).flight
+        cdef Member member = <Member>engine.member
+        cdef bytes packet_id
+        if flight is None or flight.state != FlightState.LOCAL or flight.engine is not engine:
+            return self.dispatcher.drop(engine, job, why)
+        if (flight.attached is not None or (why == DropReason.DISCONNECTED and flight.retries > 0)) \
+                and why != DropReason.EXPIRED and self.inner is not None and self.inner is not engine:
+            # it goes on: someone else waits for it, or its submitter comes back for the answer
+            packet_id = <bytes>self._id_of(flight)
+            (<Job>job).engine = self.inner
+            (<Job>job).number = self.inner.keep(
+                job, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id), flight.deadline)
+            flight.engine = self.inner
+            if flight.origin is not None:
+                flight.origin.submitted -= 1
+                flight.origin = None
+            return 0
+        if why != DropReason.EXPIRED:
+            self._forget(flight)
+        return self.dispatcher.drop(engine, job, why)
+
+    def _forget(self, Flight flight):
+        """Ends a flight that nobody waits for; whoever depends on it learns that it failed."""
+        packet_id = self._id_of(flight)
+        number = flight.principal.number
+        self._stop_waiting(flight)
+        self._leave_queue(flight)
+        self._leave_target(flight)
+        flight.route.failed += 1
+        self._give_back(flight)
+        if self.awaited:
+            self._ended(number, packet_id, False, self.now)
+
+    cdef int cancel(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n) except -1:
+        """The submitter takes a packet back."""
+        cdef Member member = <Member>engine.member
+        cdef Member target
+        cdef bint clash
+        cdef Flight flight
+        if member is None:
+            return 0
+        flight = self._flight_of(member.principal.number, packet_id, n, &clash)
+        if flight is None or flight.origin is not member or flight.attached is not None:
+            return 0
+        target = flight.target
+        if flight.state == FlightState.SENT:
+            self._withdraw(flight)
+        self._forget(flight)
+        if target is not None:
+            self._pump(target, engine.now)
+        return 0
+
+    cdef int resumed(self, Engine engine, int64_t now) except -1:
+        cdef Member member = <Member>engine.member
+        self.now = now
+        if member is not None and self.queued > 0:
+            self._pump(member, now)
+        return 0
+
+    # ---------------------------------------------------------------- dependencies
+
+    cdef int _await(self, Flight flight, FrameReader reader, int64_t now) except -1:
+        """Starts the flight once everything that it depends on has succeeded."""
+        cdef Outcome* outcome
+        cdef bytes needed
+        cdef int32_t number = flight.principal.number
+        cdef bytes own = <bytes>self._id_of(flight)
+        cdef set needs = set()
+        for text in decode_span(&reader.fields[<int>F_DEPENDENCIES], None):
+            needed = text.encode()
+            outcome = self.ledger.find(number, <const unsigned char*>PyBytes_AS_STRING(needed),
+                                       PyBytes_GET_SIZE(needed), now)
+            if outcome == NULL:
+                needs.add(needed)
+            elif not outcome.success:
+                return self._fail(flight, "PF424", f"the packet {text!r}, on which this one depends, has failed",
+                                  {"dependency": text}, now)
+        if not needs:
+            return self._start(flight, reader, now)
+        if self._in_cycle(number, own, needs):
+            return self._fail(flight, "PF424", "the dependencies form a cycle", None, now)
+        if self.held_bytes >= self.max_held:
+            return self._fail(flight, "PF429", f"{self.held_bytes} bytes of packets wait already",
+                              {"retry_after_ms": RETRY_AFTER_MS}, now)
+        self._hold(flight, reader)
+        flight.needs = needs
+        flight.state = FlightState.WAITING
+        for needed in needs:
+            self.awaited.setdefault((number, needed), []).append(flight)
+        return 0
+
+    cdef int _start(self, Flight flight, FrameReader reader, int64_t now) except -1:
+        if flight.route.local and len(flight.route.members) == 0:
+            if reader is not None:
+                self._hold(flight, reader)
+            return self._run_held(flight, now)
+        return self._place(flight, reader, now)
+
+    cdef bint _in_cycle(self, int32_t number, bytes packet_id, object needs) except -1:
+        """Does anything that is needed wait, in turn, for this packet?"""
+        cdef set seen = set()
+        cdef list todo = list(needs)
+        cdef bint clash
+        cdef Flight flight
+        while todo:
+            needed = <bytes>todo.pop()
+            if needed == packet_id:
+                return True
+            if needed in seen:
+                continue
+            seen.add(needed)
+            flight = self._flight_of(number, <const unsigned char*>PyBytes_AS_STRING(needed), PyBytes_GET_SIZE(needed),
+                                     &clash)
+            if flight is not None and flight.needs:
+                todo.extend(flight.needs)
+        return False
+
+    cdef int _ended(self, int32_t number, bytes packet_id, bint success, int64_t now) except -1:
+        """A packet has ended: those that wait for it go on, or fail."""
+        cdef Flight flight
+        waiting = self.awaited.pop((number, packet_id), None)
+        if waiting is None:
+            return 0
+        for flight in waiting:
+            if flight.state != FlightState.WAITING or flight.needs is None or packet_id not in flight.needs:
+                continue
+            flight.needs.discard(packet_id)
+            if not success:
+                self._stop_waiting(flight)
+                self.ready.append((flight, flight.seq, packet_id))
+            elif not flight.needs:
+                flight.needs = None
+                self.ready.append((flight, flight.seq, None))
+        return self._start_ready(now)
+
+    cdef int _start_ready(self, int64_t now) except -1:
+        """A loop, not a recursion: a chain of dependencies may be long."""
+        cdef Flight flight
+        if self.starting:
+            return 0
+        self.starting = True
+        try:
+            while self.ready:
+                flight, seq, failed = self.ready.pop()
+                if flight.seq != seq or flight.state != FlightState.WAITING:
+                    continue
+                if failed is None:
+                    self._start(flight, None, now)
+                else:
+                    text = failed.decode("utf-8", "replace")
+                    self._fail(flight, "PF424", f"the packet {text!r}, on which this one depends, has failed",
+                               {"dependency": text}, now)
+        finally:
+            self.starting = False
+        return 0
+
+    def _stop_waiting(self, Flight flight):
+        """Takes a flight off the lists of what it waits for."""
+        for needed in flight.needs or ():
+            waiting = self.awaited.get((flight.principal.number, needed))
+            if waiting is not None:
+                if flight in waiting:
+                    waiting.remove(flight)
+                if not waiting:
+                    del self.awaited[(flight.principal.number, needed)]
+        flight.needs = None
+
+    # ---------------------------------------------------------------- time
+
+    def advance(self, int64_t now):
+        """Deadlines. Call at the time that `arm` was called with."""
+        cdef int32_t slot
+        cdef Flight flight
+        cdef Member target
+        self.now = now
+        self.in_batch = True
+        self.armed = -1
+        slot = self.table.due(now)
+        while slot >= 0:
+            flight = <Flight>self.table.entries[slot].waiter
+            if flight.state == FlightState.LOCAL:
+                # the engine that keeps the job has answered, or does so this moment
+                self._expire_local(flight)
+            else:
+                self._expire(flight, now)
+            slot = self.table.due(now)
+        self._flush_dirty()
+        if self.table.count > 0:
+            self._arm(self.table.next_due())
+
+    def _expire_local(self, Flight flight):
+        cdef Engine engine = flight.engine
+        packet_id = self._id_of(flight)
+        if engine is not None and engine.inbound.find_id(
+                <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id)) >= 0:
+            engine.tick(self.now)
+            engine.note_output()
+        if flight.state == FlightState.LOCAL:
+            self._fail(flight, "PF408", "the deadline passed before the handler finished", None, self.now)
+
+    def _expire(self, Flight flight, int64_t now):
+        cdef Member target = flight.target
+        cdef Route route = flight.route
+        if flight.state == FlightState.WAITING:
+            self._stop_waiting(flight)
+            self._fail(flight, "PF424", "what this packet depends on did not end before the deadline", None, now)
+            return
+        if flight.state == FlightState.QUEUED:
+            self._leave_queue(flight)
+            self._fail(flight, "PF408", f"the deadline passed while the packet waited for a reactor with room"
+                       f" ({route.key})", None, now)
+            return
+        self._withdraw(flight)
+        if not target.listed:
+            if target.strikes is None:
+                target.strikes = {}
+            strikes = target.strikes.get(route.hash, 0) + 1
+            if len(target.strikes) < REFUSALS:
+                target.strikes[route.hash] = strikes
+            if strikes >= STRIKES:
+                target.note_refusal(route.hash)
+        self._leave_target(flight)
+        self._fail(flight, "PF408", f"no answer came before the deadline ({route.key})", None, now)
+        self._pump(target, now)
+
+    # ---------------------------------------------------------------- for the gateway
+
+    @property
+    def in_flight(self):
+        """Packets under way: waiting, queued, running elsewhere or here."""
+        return self.table.count
+
+    @property
+    def remembered(self):
+        """Outcomes that are known."""
+        return len(self.ledger)
+
+    @property
+    def elements(self):
+        """Routes by key."""
+        return dict(self.routes.by_key)
+
+    @property
+    def links(self):
+        """The members."""
+        return list(self.members.values())
+
+    def reactors_for(self, str key not None):
+        """The members that announced the key and may handle it."""
+        route = self.routes.by_key.get(key)
+        return list((<Route>route).members) if route is not None else []
+
+    async def drain(self, loop, timeout):
+        """No new packets (PF503); waits for those under way, up to `timeout` seconds. True if all ended."""
+        import asyncio
+
+        self.draining = True
+        if self.table.count == 0:
+            return True
+        self.idle = loop.create_future()
+        try:
+            async with asyncio.timeout(timeout):
+                await self.idle
+            return True
+        except TimeoutError:
+            return False
+        finally:
+            self.idle = None
+
+    def fail_all(self, str code not None, str message not None, int64_t now):
+        """Ends everything that is still under way."""
+        cdef int32_t slot
+        cdef Flight flight
+        for slot in range(self.table.used):
+            if self.table.entries[slot].seq != 0:
+                flight = <Flight>self.table.entries[slot].waiter
+                if flight.state == FlightState.LOCAL:
+                    continue  # its engine answers
+                if flight.needs is not None:
+                    self._stop_waiting(flight)
+                self._leave_queue(flight)
+                self._leave_target(flight)
+                self._fail(flight, code, message, None, now)
+        self._flush_dirty()
+

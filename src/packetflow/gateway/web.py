@@ -1,0 +1,117 @@
+"""The plain HTTP side of a gateway's port: ``/healthz``, ``/readyz``, ``/metrics``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import picows
+
+if TYPE_CHECKING:
+    from packetflow.gateway.server import Gateway
+
+__all__ = ["metrics", "respond"]
+
+
+def respond(gateway: Gateway, path: str, headers: Any, certificate: Any) -> Any:
+    """The answer to a GET of `path`."""
+    if path == "/healthz":
+        return _answer(200, "ok\n")
+    if path == "/readyz":
+        return _answer(200, "ready\n") if gateway.ready else _answer(503, "draining\n")
+    if path == "/metrics":
+        if not gateway._public_metrics:
+            try:
+                gateway._access.identify(headers, certificate)
+            except PermissionError as error:
+                return _answer(401, f"{error}\n", {"WWW-Authenticate": 'Basic realm="packetflow"'})
+        return _answer(200, metrics(gateway), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+    return _answer(404, f"no such path here; expected {gateway._endpoint.path.partition('?')[0]}\n")
+
+
+def _answer(status: int, body: str, headers: Mapping[str, str] | None = None) -> Any:
+    if status == 200:
+        response = picows.WSUpgradeResponse.create_ok_response(body.encode(), headers)
+    else:
+        response = picows.WSUpgradeResponse.create_error_response(status, body.encode(), headers)
+    return picows.WSUpgradeResponseWithListener(response, None)
+
+
+def metrics(gateway: Gateway) -> str:
+    """Everything there is to count, in Prometheus's text format."""
+    # imported where it is needed: it costs as much as all the rest of packetflow
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.registry import Collector
+
+    class Snapshot(Collector):
+        def collect(self) -> Iterator[Any]:
+            yield from _families(gateway)
+
+    registry = CollectorRegistry()
+    registry.register(Snapshot())
+    return generate_latest(registry).decode()
+
+
+def _families(gateway: Gateway) -> Iterator[Any]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+    switch = gateway.switch
+    for name, text, value in (
+        ("packetflow_connections", "Open links", gateway.connections),
+        ("packetflow_reactors", "Connected reactors that have a name", len(gateway.reactors)),
+        ("packetflow_in_flight", "Packets under way", switch.in_flight),
+        ("packetflow_queued", "Packets that wait for a reactor with room", switch.queued),
+        ("packetflow_remembered", "Outcomes remembered", switch.remembered),
+    ):
+        yield GaugeMetricFamily(name, text, value)
+    for name, text, value in (
+        ("packetflow_routed", "Packets sent to a reactor", switch.routed),
+        ("packetflow_redispatched", "Packets sent again after a reactor was lost", switch.retried),
+        ("packetflow_duplicates", "Packets answered from memory or attached to a running one", switch.duplicates),
+        ("packetflow_late_answers", "Answers that nobody waited for any more", switch.late),
+        ("packetflow_accepted_connections", "Links accepted since the start", gateway.counts["accepted"]),
+        ("packetflow_reconnects", "Named reactors that came back", gateway.counts["reconnects"]),
+    ):
+        yield CounterMetricFamily(name, text, value)
+    handshakes = CounterMetricFamily("packetflow_handshakes_refused", "Handshakes refused", labels=["reason"])
+    for reason in ("turned_away", "unauthenticated", "refused_origin"):
+        handshakes.add_metric([reason], gateway.counts[reason])
+    yield handshakes
+    refusals = CounterMetricFamily("packetflow_refusals", "Packets refused or failed by the gateway", labels=["code"])
+    for code, count in sorted(switch.refusals.items()):
+        refusals.add_metric([code], count)
+    yield refusals
+    packets = CounterMetricFamily("packetflow_packets", "Packets that ended", labels=["element", "status"])
+    waiting = GaugeMetricFamily("packetflow_queue_length", "Packets that wait, by element", labels=["element"])
+    flying = GaugeMetricFamily("packetflow_element_in_flight", "Packets under way, by element", labels=["element"])
+    handlers = GaugeMetricFamily("packetflow_element_reactors", "Reactors that announced it", labels=["element"])
+    latency = HistogramMetricFamily(
+        "packetflow_latency_seconds", "From acceptance to answer, by element", labels=["element"]
+    )
+    for key, route in sorted(switch.elements.items()):
+        packets.add_metric([key, "success"], route.succeeded)
+        packets.add_metric([key, "error"], route.failed)
+        waiting.add_metric([key], route.queue_length)
+        flying.add_metric([key], route.in_flight)
+        handlers.add_metric([key], route.reactors)
+        counts, total = route.latencies
+        if sum(counts):
+            buckets = []
+            seen = 0
+            for place, count in enumerate(counts):
+                seen += count
+                bound = (1 << (14 + place)) / 1e9 if place < len(counts) - 1 else float("inf")
+                buckets.append(("+Inf" if bound == float("inf") else repr(bound), float(seen)))
+            latency.add_metric([key], buckets, sum_value=total / 1e9)
+    yield from (packets, waiting, flying, handlers, latency)
+    outstanding = GaugeMetricFamily(
+        "packetflow_reactor_outstanding", "Packets that a named reactor has", labels=["reactor"]
+    )
+    window = GaugeMetricFamily("packetflow_reactor_window", "Packets that it takes at once", labels=["reactor"])
+    recent = GaugeMetricFamily("packetflow_reactor_latency_seconds", "Recent time to its answers", labels=["reactor"])
+    for member in switch.links[:1000]:
+        if member.engine.peer_name is not None:
+            outstanding.add_metric([member.engine.peer_name], member.outstanding)
+            window.add_metric([member.engine.peer_name], member.window)
+            recent.add_metric([member.engine.peer_name], member.latency_ms / 1e3)
+    yield from (outstanding, window, recent)
