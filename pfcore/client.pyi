@@ -19,10 +19,18 @@ class Submitter:
         priority: int = 5,
         timeout_ms: int | None = None,
         window: int = 1024,
+        retry: int | bool = 0,
     ) -> PacketMap: ...
-    def submit(self, packet: Packet | Mapping[str, Any]) -> Reply: ...
+    def submit(self, packet: Packet | Mapping[str, Any], *, retry: int | bool = 0) -> Reply: ...
     def call(
-        self, group: str, element: str, data: Any = None, *, priority: int = 5, timeout_ms: int | None = None
+        self,
+        group: str,
+        element: str,
+        data: Any = None,
+        *,
+        priority: int = 5,
+        timeout_ms: int | None = None,
+        retry: int | bool = 0,
     ) -> Reply: ...
 
 @final

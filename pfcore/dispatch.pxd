@@ -10,6 +10,14 @@
 #      |                                        \--suspends--> Worker's Task --> answered
 #      \--(at the limit, or the slice is used up)--> Job in the heap --> later as above
 #
+# Which packets may run beside which is their group's (the specification's section 3):
+#   cf   one at a time, per metadata.key where there is one
+#   ed   at once, never behind queued work
+#   mc   one at a time
+#   rm   one at a time per metadata.key, else data.key
+#   df, co  as many as there is room for
+# A handler with a `limit` of its own has a lane of that width.
+#
 # A Worker is a coroutine-like object under one asyncio.Task. Handlers are
 # driven with that task as the current one and in its context, so that
 # asyncio.timeout, TaskGroup and contextvars work from the first line; only if
@@ -33,7 +41,17 @@ cdef class Handler(Keyed):
         readonly object decoder      # bytes -> value, None: plain JSON
         readonly object check        # value -> value or raises: the annotated return type, or None
         object returns               # a type: exact instances need no `check`
+        readonly Py_ssize_t limit    # suspended at once, 0: as many as the dispatcher's
+        bint free                    # takes no lane, whatever its group
         bint plain_str               # annotated `str`: a JSON string needs no decoder
+
+# Packets that must not run at the same time: at most `limit` of them are suspended.
+cdef class Lane:
+    cdef:
+        uint64_t key
+        Py_ssize_t limit
+        Py_ssize_t busy              # suspended, or in the dispatcher's own queue
+        PriorityHeap queue           # of Job: those behind them
 
 cdef class Job:
     cdef:
@@ -45,6 +63,9 @@ cdef class Job:
         object data
         Packet packet                # where the handler wants it
         object entry                 # HeapEntry while queued
+        PriorityHeap home            # where
+        Lane lane                    # None: it may run beside any other
+        uint8_t priority
         Worker worker                # while running
         object flight                # the switch's side of it, None
         Py_ssize_t cost              # bytes of the queue's bound that it takes
@@ -80,6 +101,11 @@ cdef class Dispatcher(Acceptor):
         readonly bint draining
         readonly bint expose_errors
         PriorityHeap queue
+        dict lanes                   # key -> Lane, while anyone is in it
+        readonly Py_ssize_t queued_jobs  # in `queue` and in all lanes
+        Lane lane                    # of the packet that is to be run now
+        uint64_t lane_key
+        Py_ssize_t lane_limit        # 0: it needs none
         KeyTable handlers
         Worker spare                 # the worker that the next handler is driven under
         bint active                  # the spare worker's task and context are the present ones
@@ -107,5 +133,8 @@ cdef class Dispatcher(Acceptor):
                            Py_ssize_t n, Job job, object error, int64_t started) except -1
     cdef Worker _take_worker(self)
     cdef int _job_done(self, Job job) except -1
+    cdef int _find_lane(self, Handler handler, FrameReader reader) except -1
+    cdef int _leave_lane(self, Job job) except -1
+    cdef Lane _enter_lane(self)
     cdef int _schedule(self) except -1
     cdef int _check_idle(self) except -1

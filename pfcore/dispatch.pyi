@@ -3,11 +3,12 @@ from collections.abc import Callable
 from typing import Any, final
 
 from pfcore.engine import Acceptor
+from pfcore.keys import Keyed
 
 __all__ = ["Dispatcher", "Handler"]
 
 @final
-class Handler:
+class Handler(Keyed):
     def __init__(
         self,
         group: str,
@@ -19,11 +20,13 @@ class Handler:
         plain_str: bool = False,
         returns: type | None = None,
         check: Callable[[Any], Any] | None = None,
+        limit: int = 0,
+        free: bool = False,
     ) -> None: ...
     @property
     def function(self) -> Callable[..., Any]: ...
     @property
-    def key(self) -> str: ...
+    def limit(self) -> int: ...
     @property
     def wants_packet(self) -> bool: ...
     @property
@@ -50,6 +53,8 @@ class Dispatcher(Acceptor):
     def running(self) -> int: ...
     @property
     def queued(self) -> int: ...
+    @property
+    def queued_jobs(self) -> int: ...
     @property
     def draining(self) -> bool: ...
     @property

@@ -11,8 +11,8 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcmp
 
 from pfcore.engine cimport Acceptor, Engine
-from pfcore.packets cimport Packet, check_address, new_packet
-from pfcore.reader cimport F_DATA, FrameReader, decode_span, group_code, group_index, text_to_str
+from pfcore.packets cimport Packet, new_packet
+from pfcore.reader cimport F_DATA, F_METADATA, FrameReader, decode_span, find_key, group_code, text_to_str
 from pfcore.heap cimport HeapEntry, PriorityHeap
 from pfcore.ids cimport hash_key
 from pfcore.reply cimport done_future
@@ -89,6 +89,11 @@ cdef enum:
     SLICE = 5000000
     SLOW = 100000000             # a handler that keeps the loop this long is worth a warning
     SPARE_WORKERS = 1024
+    GROUP_DF = 1
+    GROUP_ED = 2
+    GROUP_CO = 3
+    GROUP_MC = 4
+    GROUP_RM = 5
 
 cdef object _CancelledError = asyncio.CancelledError
 cdef object _ENDED = object()
@@ -105,6 +110,8 @@ cdef object _ValidationError = msgspec.ValidationError
 cdef class Handler:
     """What runs for one ``group:element``.
 
+    `limit`: packets that may be suspended in it at once, 0 for no bound but the
+    dispatcher's (default). `free`: its group's order does not hold for it.
     `function`: called with ``(data)``, or ``(data, packet)`` if `wants_packet`.
     `decoder`: from the JSON of `data` to its value, may raise
     `msgspec.ValidationError`; None for plain JSON values. `returns`, `check`:
@@ -113,7 +120,7 @@ cdef class Handler:
     """
 
     def __init__(self, group, element, function, *, bint wants_packet=False,
-                 decoder=None, bint plain_str=False, returns=None, check=None):
+                 decoder=None, bint plain_str=False, returns=None, check=None, Py_ssize_t limit=0, bint free=False):
         self.name(group, element)
         if not callable(function):
             raise TypeError(f"handler for {self.key}: expected a function, got {function!r}")
@@ -123,6 +130,15 @@ cdef class Handler:
         self.plain_str = plain_str
         self.returns = returns
         self.check = check
+        if limit < 0:
+            raise ValueError(f"handler for {self.key}: expected a concurrency of at least 1, got {limit}")
+        self.limit = limit
+        self.free = free
+
+
+@cython.final
+cdef class Lane:
+    pass
 
 
 @cython.final
@@ -149,6 +165,7 @@ cdef class Worker:
         """What the handler yields next, or `_ENDED`."""
         cdef PyObject* out = NULL
         cdef PySendResult status
+        cdef int64_t began
         if self.inner is None:
             if self.retired:
                 return _ENDED
@@ -159,7 +176,10 @@ cdef class Worker:
             first = self.first
             self.first = None
             return first
+        began = pf_monotonic_ns()
         status = PyIter_Send(<PyObject*>self.inner, <PyObject*>value, &out)
+        if pf_monotonic_ns() - began > SLOW and self.job is not None and self.dispatcher.on_slow is not None:
+            self.dispatcher.on_slow(self.job.handler.key, (pf_monotonic_ns() - began) // MILLISECOND)
         if status == PYGEN_NEXT:
             return pf_steal(out)
         if status == PYGEN_RETURN:
@@ -324,6 +344,7 @@ cdef class Dispatcher(Acceptor):
         self.expose_errors = expose_errors
         self.on_slow = on_slow
         self.queue = PriorityHeap()
+        self.lanes = {}
         self.handlers = KeyTable()
         self.parked = []
 
@@ -360,12 +381,12 @@ cdef class Dispatcher(Acceptor):
     @property
     def queued(self):
         """Packets that wait for their turn."""
-        return len(self.queue)
+        return self.queued_jobs
 
     async def drain(self, timeout):
         """No new packets (PF503); waits up to `timeout` seconds for the accepted ones, True if all ended."""
         self.draining = True
-        if self.running == 0 and len(self.queue) == 0:
+        if self.running == 0 and self.queued_jobs == 0:
             return True
         self.idle = self.loop.create_future()
         try:
@@ -422,9 +443,18 @@ cdef class Dispatcher(Acceptor):
         except RecursionError:
             return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF400",
                                         "data: nested too deep", None, 0)
-        if self.loop is not None and (
-                self.running >= self.concurrency or self.queue.size > 0 or engine.now >= self.slice_ends):
-            return self._enqueue(engine, reader, handler, data, packet, now)
+        self.lane = None
+        self.lane_limit = 0
+        if self.loop is not None:
+            if handler.group == GROUP_ED and handler.limit == 0:
+                # at once; but even events have a bound
+                if self.running >= self.concurrency + self.max_queue:
+                    return self._enqueue(engine, reader, handler, data, packet, now)
+            else:
+                self._find_lane(handler, reader)
+                if (self.running >= self.concurrency or self.queue.size > 0 or engine.now >= self.slice_ends
+                        or self.lane is not None and self.lane.busy >= self.lane.limit):
+                    return self._enqueue(engine, reader, handler, data, packet, now)
         if engine.inbound.count > 0 and engine.inbound.find_id(reader.id.p, reader.id.n) >= 0:
             return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF409",
                                         "a packet with this id is already in flight", None, 0)
@@ -432,15 +462,66 @@ cdef class Dispatcher(Acceptor):
                          now + (reader.timeout_ms if reader.timeout_ms > 0 else DEFAULT_TIMEOUT_MS) * MILLISECOND,
                          None, now)
 
+    cdef int _find_lane(self, Handler handler, FrameReader reader) except -1:
+        """Sets `lane_limit` and `lane_key`, and `lane` where someone is in it already."""
+        cdef Span span
+        cdef bint keyed
+        self.lane_key = handler.hash
+        if handler.limit > 0:
+            self.lane_limit = handler.limit
+        elif handler.free or handler.group == GROUP_DF or handler.group == GROUP_CO or handler.group == GROUP_ED:
+            return 0
+        else:
+            keyed = handler.group != GROUP_MC and find_key(&reader.fields[<int>F_METADATA], b"key", 3, &span)
+            if not keyed and handler.group == GROUP_RM:
+                keyed = find_key(&reader.fields[<int>F_DATA], b"key", 3, &span)
+            if keyed and span.kind != Kind.NULL_:
+                self.lane_key = pf_hash(span.p, <size_t>span.n, hash_key() + <uint64_t>handler.group)
+            elif handler.group == GROUP_RM:
+                return 0
+            else:
+                self.lane_key = <uint64_t>handler.group
+            self.lane_limit = 1
+        self.lane = <Lane>self.lanes.get(self.lane_key)
+        return 0
+
+    cdef int _leave_lane(self, Job job) except -1:
+        """One less in its lane: the next may join the queue."""
+        cdef Lane lane = job.lane
+        cdef Job following
+        if lane is None:
+            return 0
+        job.lane = None
+        lane.busy -= 1
+        while len(lane.queue) > 0 and lane.busy < lane.limit:
+            following = <Job>lane.queue.pop()
+            lane.busy += 1
+            following.home = self.queue
+            following.entry = self.queue.push(following, following.priority)
+        if lane.busy == 0:
+            self.lanes.pop(lane.key, None)
+        return 0
+
+    cdef Lane _enter_lane(self):
+        """The lane for the packet at hand, made where there is none."""
+        cdef Lane lane = self.lane
+        if lane is None:
+            lane = Lane.__new__(Lane)
+            lane.key = self.lane_key
+            lane.limit = self.lane_limit
+            lane.queue = PriorityHeap()
+            self.lanes[lane.key] = lane
+        return lane
+
     cdef int _enqueue(self, Engine engine, FrameReader reader, Handler handler, object data, Packet packet,
                       int64_t now) except -1:
         cdef Job job
         cdef Py_ssize_t cost = reader._length + 512
-        if len(self.queue) >= self.max_queue or cost > self.max_queue_bytes - self.queue_bytes \
+        if self.queued_jobs >= self.max_queue or cost > self.max_queue_bytes - self.queue_bytes \
                 or engine.inbound.count >= engine.window:
             return engine.respond_error(
                 reader.seq, reader.id.p, reader.id.n, "PF429",
-                f"{len(self.queue)} packets wait already, the most that may is {self.max_queue}"
+                f"{self.queued_jobs} packets wait already, the most that may is {self.max_queue}"
                 f" (this connection: {engine.inbound.count} of {engine.window})", {"retry_after_ms": 100}, 0)
         job = Job.__new__(Job)
         job.engine = engine
@@ -455,7 +536,16 @@ cdef class Dispatcher(Acceptor):
         if job.number == 0:
             return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF409",
                                         "a packet with this id is already in flight", None, 0)
-        job.entry = self.queue.push(job, reader.priority)
+        job.priority = reader.priority
+        job.home = self.queue
+        if self.lane_limit > 0:
+            job.lane = self._enter_lane()
+            if job.lane.busy >= job.lane.limit:
+                job.home = job.lane.queue
+            else:
+                job.lane.busy += 1
+        job.entry = job.home.push(job, job.priority)
+        self.queued_jobs += 1
         self.queue_bytes += cost
         return self._schedule()
 
@@ -476,8 +566,11 @@ cdef class Dispatcher(Acceptor):
         while self.running < self.concurrency and len(self.queue) > 0 and now < end:
             job = <Job>self.queue.pop()
             job.entry = None
+            job.home = None
+            self.queued_jobs -= 1
             self.queue_bytes -= job.cost
             engine = job.engine
+            self.lane_limit = 0
             self._run(engine, job.handler, job.seq, NULL, 0, job.data, job.packet, 0, job, now)
             now = pf_monotonic_ns()
         self.deactivate()
@@ -543,6 +636,12 @@ cdef class Dispatcher(Acceptor):
                 job.handler = handler
                 job.seq = seq
                 job.number = engine.keep(job, packet_id, n, deadline)
+            if self.lane_limit > 0:
+                job.lane = self._enter_lane()
+                job.lane.busy += 1
+                self.lane_limit = 0
+            if self.on_slow is not None and pf_monotonic_ns() - now > SLOW:
+                self.on_slow(handler.key, (pf_monotonic_ns() - now) // MILLISECOND)
             job.started = now
             job.data = None
             job.packet = None
@@ -555,6 +654,8 @@ cdef class Dispatcher(Acceptor):
             self.deactivate()
             self.spare = None
             worker.retire()
+        if job is not None:
+            self._leave_lane(job)
         if error is None:
             self._answer(engine, handler, seq, packet_id, n, job, value, now)
         else:
@@ -648,11 +749,12 @@ cdef class Dispatcher(Acceptor):
     cdef int _job_done(self, Job job) except -1:
         """A handler that had suspended has ended."""
         self.running -= 1
+        self._leave_lane(job)
         self._schedule()
         return self._check_idle()
 
     cdef int _check_idle(self) except -1:
-        if self.idle is not None and self.running == 0 and len(self.queue) == 0 and not self.idle.done():
+        if self.idle is not None and self.running == 0 and self.queued_jobs == 0 and not self.idle.done():
             self.idle.set_result(None)
         return 0
 
@@ -660,9 +762,14 @@ cdef class Dispatcher(Acceptor):
         """Nobody waits for this job's answer any more: it need not start, or is cancelled."""
         cdef Job dropped = <Job>job
         if dropped.entry is not None:
-            self.queue.remove(<HeapEntry>dropped.entry)
+            dropped.home.remove(<HeapEntry>dropped.entry)
             self.queue_bytes -= dropped.cost
+            self.queued_jobs -= 1
             dropped.entry = None
+            if dropped.home is self.queue:
+                self._leave_lane(dropped)  # it had its place there
+            dropped.home = None
+            self._schedule()
             return self._check_idle()
         if dropped.worker is not None:
             dropped.worker.task.cancel()

@@ -1595,22 +1595,12 @@ cdef class Switch(Acceptor):
         route = self.routes.by_key.get(key)
         return list((<Route>route).members) if route is not None else []
 
-    async def drain(self, loop, timeout):
-        """No new packets (PF503); waits for those under way, up to `timeout` seconds. True if all ended."""
-        import asyncio
-
+    def drain(self, idle):
+        """No new packets (PF503). `idle`: a future that is given a result once nothing is under way."""
         self.draining = True
+        self.idle = idle
         if self.table.count == 0:
-            return True
-        self.idle = loop.create_future()
-        try:
-            async with asyncio.timeout(timeout):
-                await self.idle
-            return True
-        except TimeoutError:
-            return False
-        finally:
-            self.idle = None
+            idle.set_result(None)
 
     def fail_all(self, str code not None, str message not None, int64_t now):
         """Ends everything that is still under way."""

@@ -120,7 +120,7 @@ def test_demo_shows_packets_and_exits_0() -> None:
         (("bench", "df:x", "--endpoint", "ws://127.0.0.1:1/"), "cannot connect"),
         (("bench", "df:nothing", "--endpoint", "{endpoint}"), "no handler for df:nothing"),
         (("gateway", "--host", "0.0.0.0"), "insecure"),
-        (("gateway", "--host", "192.0.2.1", "--insecure"), "cannot listen on 192.0.2.1"),
+        (("gateway", "--host", "192.0.2.1", "--insecure"), "cannot listen on ws://192.0.2.1"),
         (("gateway", "--handlers", "nowhere:x"), "no module named 'nowhere'"),
         (("run", "app"), "expected module:name"),
         (("run", "app:nothing"), "has no 'nothing'"),

@@ -23,7 +23,7 @@ from packetflow.errors import (
     Unavailable,
     UnsupportedVersion,
 )
-from packetflow.gateway import Gateway
+from packetflow.gateway import Access, Gateway, Identity, Role
 from packetflow.loop import run
 from packetflow.model import GROUPS, STANDARD_ELEMENTS, Packet, Result
 from packetflow.reactor import Reactor
@@ -31,6 +31,7 @@ from packetflow.reactor import Reactor
 __all__ = [
     "GROUPS",
     "STANDARD_ELEMENTS",
+    "Access",
     "Cancelled",
     "Conflict",
     "ConnectionLost",
@@ -38,6 +39,7 @@ __all__ = [
     "Forbidden",
     "Gateway",
     "HandlerError",
+    "Identity",
     "InvalidPacket",
     "NoHandler",
     "Overloaded",
@@ -46,6 +48,7 @@ __all__ = [
     "PacketTimeout",
     "Reactor",
     "Result",
+    "Role",
     "TooLarge",
     "Unauthenticated",
     "Unavailable",

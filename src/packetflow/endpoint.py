@@ -7,8 +7,8 @@ default port, and so are ``wss://`` and ``packetflows://``, over TLS.
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
-from urllib.parse import urlsplit
+from dataclasses import dataclass, field
+from urllib.parse import unquote, urlsplit
 
 __all__ = ["DEFAULT_PATH", "DEFAULT_PORT", "Endpoint", "parse_endpoint"]
 
@@ -20,12 +20,16 @@ _SCHEMES = {"ws": (False, 80), "wss": (True, 443), "packetflow": (False, 8443), 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A parsed endpoint. `url` is its ``ws://`` or ``wss://`` form."""
+    """A parsed endpoint. `url` is its ``ws://`` or ``wss://`` form, without credentials.
+
+    `credentials`: (name, token) of ``ws://name:token@host``, None where there are none.
+    """
 
     host: str
     port: int
     path: str
     secure: bool
+    credentials: tuple[str, str] | None = field(default=None, repr=False)
 
     @property
     def url(self) -> str:
@@ -59,10 +63,13 @@ def parse_endpoint(url: str) -> Endpoint:
         raise ValueError(f"endpoint {url!r}: expected a host after {parts.scheme}://")
     if parts.fragment:
         raise ValueError(f"endpoint {url!r}: expected no fragment (#{parts.fragment})")
+    credentials = None
     if parts.username is not None or parts.password is not None:
-        raise ValueError("endpoint: expected no user name or password in the URL")
+        if not parts.password:
+            raise ValueError("endpoint: expected name:token before the @, found no token")
+        credentials = (unquote(parts.username or ""), unquote(parts.password))
     secure, default_port = _SCHEMES[parts.scheme]
     path = parts.path if parts.path not in ("", "/") else DEFAULT_PATH
     if parts.query:
         path += f"?{parts.query}"
-    return Endpoint(parts.hostname, default_port if port is None else port, path, secure)
+    return Endpoint(parts.hostname, default_port if port is None else port, path, secure, credentials)

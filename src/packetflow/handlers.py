@@ -12,18 +12,21 @@ import collections.abc
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, overload
 
 import msgspec
 
 from packetflow.errors import InvalidPacket
+from packetflow.middleware import Middleware, compose
 from packetflow.model import GROUPS
+from packetflow.offload import Offload, Pools
 from pfcore.dispatch import Dispatcher, Handler
 
 __all__ = ["HandlerRegistry", "make_handler"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+MiddlewareT = TypeVar("MiddlewareT", bound=Middleware)
 
 _UNTYPED = (inspect.Parameter.empty, Any, object)
 _AWAITABLES = (collections.abc.Awaitable, collections.abc.Coroutine, collections.abc.Generator)
@@ -90,7 +93,16 @@ def _return_check(name: str, annotation: Any) -> Callable[[Any], Any]:
     return check
 
 
-def make_handler(group: str, element: str, function: Callable[..., Any]) -> Handler:
+def make_handler(
+    group: str,
+    element: str,
+    function: Callable[..., Any],
+    *,
+    concurrency: int = 0,
+    offload: Offload | None = None,
+    pools: Pools | None = None,
+    middlewares: Sequence[Middleware] = (),
+) -> Handler:
     """The compiled `Handler` of a function.
 
     Raises `InvalidPacket` for a bad group or element and TypeError for a
@@ -121,11 +133,19 @@ def make_handler(group: str, element: str, function: Callable[..., Any]) -> Hand
     if returned not in _UNTYPED and returned is not typing.NoReturn:
         check = _return_check(name, returned)
         exact = returned if isinstance(returned, type) else None
+    wants_packet = len(parameters) == 2
+    if offload is not None:
+        pools = Pools() if pools is None else pools
+        function, concurrency = pools.wrap(name, function, offload, wants_packet, concurrency)
+    if middlewares:
+        function = compose(function, wants_packet, middlewares)
+        wants_packet = True
     return Handler(
         group,
         element,
         function,
-        wants_packet=len(parameters) == 2,
+        limit=concurrency,
+        wants_packet=wants_packet,
         decoder=decoder,
         plain_str=annotation is str,
         returns=exact,
@@ -133,33 +153,113 @@ def make_handler(group: str, element: str, function: Callable[..., Any]) -> Hand
     )
 
 
+class _Registry:
+    """What was registered, as it was given."""
+
+    def __init__(self) -> None:
+        self.functions: dict[tuple[str, str], tuple[Callable[..., Any], int, Offload | None]] = {}
+        self.middlewares: list[Middleware] = []
+        self.pools = Pools()
+
+
 class HandlerRegistry:
     """`register` for whatever owns a dispatcher: reactors and gateways."""
 
     _dispatcher: Dispatcher
 
+    @property
+    def _registry(self) -> _Registry:
+        found: _Registry | None = self.__dict__.get("_registrations")
+        if found is None:
+            found = self.__dict__["_registrations"] = _Registry()
+        return found
+
     @overload
-    def register(self, group: str, element: str, handler: F) -> F: ...
+    def register(
+        self, group: str, element: str, handler: F, *, concurrency: int = ..., offload: Offload | None = ...
+    ) -> F: ...
     @overload
-    def register(self, group: str, element: str, handler: None = None) -> Callable[[F], F]: ...
-    def register(self, group: str, element: str, handler: F | None = None) -> F | Callable[[F], F]:
+    def register(
+        self,
+        group: str,
+        element: str,
+        handler: None = None,
+        *,
+        concurrency: int = ...,
+        offload: Offload | None = ...,
+    ) -> Callable[[F], F]: ...
+    def register(
+        self,
+        group: str,
+        element: str,
+        handler: F | None = None,
+        *,
+        concurrency: int = 0,
+        offload: Offload | None = None,
+    ) -> F | Callable[[F], F]:
         """Registers what handles ``group:element``; returns it. Without `handler`: a decorator.
 
         `handler`: ``def`` or ``async def``, taking ``(data)`` or ``(data, packet)``.
-        A later registration takes the place of an earlier one. Raises
-        `InvalidPacket` for a bad group or element, TypeError for a signature
-        that cannot work. Specification: "Register packet handler".
+        `concurrency`: packets that may be in it at once (default 0: as many as
+        the group and the reactor allow). `offload`: ``"thread"`` for a ``def``
+        that blocks, ``"process"`` for one that computes; the latter takes
+        ``(data)`` and must be importable by name. A later registration takes the
+        place of an earlier one. Raises `InvalidPacket` for a bad group or
+        element, TypeError for a signature that cannot work. Specification:
+        "Register packet handler".
         """
+        if concurrency < 0:
+            raise ValueError(f"concurrency: expected 0 or more, got {concurrency}")
         if handler is None:
 
             def decorate(function: F) -> F:
-                return self.register(group, element, function)
+                return self.register(group, element, function, concurrency=concurrency, offload=offload)
 
             make_handler(group, element, _any_handler)  # a bad address fails here, not at the function
             return decorate
-        self._dispatcher.register(make_handler(group, element, handler))
+        self._put(group, element, handler, concurrency, offload)
+        self._registry.functions[group, element] = (handler, concurrency, offload)
         self._handlers_changed()
         return handler
+
+    def _put(
+        self, group: str, element: str, handler: Callable[..., Any], concurrency: int, offload: Offload | None
+    ) -> None:
+        registry = self._registry
+        self._dispatcher.register(
+            make_handler(
+                group,
+                element,
+                handler,
+                concurrency=concurrency,
+                offload=offload,
+                pools=registry.pools,
+                middlewares=registry.middlewares,
+            )
+        )
+
+    def unregister(self, group: str, element: str) -> None:
+        """Takes a handler out; KeyError if there is none."""
+        self._dispatcher.unregister(f"{group}:{element}")
+        self._registry.functions.pop((group, element), None)
+        self._handlers_changed()
+
+    def use(self, middleware: MiddlewareT) -> MiddlewareT:
+        """Adds a `Middleware` around every handler, those already registered included; returns it.
+
+        The one added first is the outermost.
+        """
+        if not inspect.iscoroutinefunction(middleware) and not inspect.iscoroutinefunction(
+            getattr(middleware, "__call__", None)  # noqa: B004 - to see whether it is async
+        ):
+            raise TypeError(
+                f"use: expected an async function (packet, call_next), got {_describe(middleware)}, which is not"
+            )
+        registry = self._registry
+        registry.middlewares.append(middleware)
+        for (group, element), (handler, concurrency, offload) in registry.functions.items():
+            self._put(group, element, handler, concurrency, offload)
+        return middleware
 
     @property
     def handles(self) -> list[str]:

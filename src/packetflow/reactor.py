@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import random
 import ssl as ssl_module
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import picows
 
 from packetflow.endpoint import Endpoint, parse_endpoint
-from packetflow.errors import ConnectionLost
+from packetflow.errors import ConnectionLost, Forbidden, PacketFlowError, Unauthenticated
 from packetflow.handlers import HandlerRegistry
 from packetflow.model import Result
 from pfcore.client import Submitter
@@ -42,7 +43,10 @@ def warn_slow(key: str, milliseconds: int) -> None:
 class Reactor(Submitter, HandlerRegistry):
     """A reactor: ``async with Reactor("ws://127.0.0.1:8443/packetflow/v1") as reactor: ...``.
 
-    `endpoint`: the gateway's URL (``ws``, ``wss``, ``packetflow``, ``packetflows``).
+    `endpoint`: the gateway's URL (``ws``, ``wss``, ``packetflow``, ``packetflows``),
+    with credentials as ``ws://name:token@host`` where it asks for them; or several,
+    of gateways that serve the same: it connects to the first that answers, and to
+    the next when it loses that one. `token`: a bearer token for all of them.
     `name`: this reactor's id, by which a gateway can address it (default: none).
     `concurrency`: own async handlers suspended at once (default 1,024);
     `max_queue`: packets that may wait beyond that (default 8,192).
@@ -61,9 +65,10 @@ class Reactor(Submitter, HandlerRegistry):
 
     def __init__(
         self,
-        endpoint: str,
+        endpoint: str | Sequence[str],
         *,
         name: str | None = None,
+        token: str | None = None,
         concurrency: int = 1024,
         max_queue: int = 8192,
         window: int = 4096,
@@ -76,7 +81,12 @@ class Reactor(Submitter, HandlerRegistry):
         ssl: ssl_module.SSLContext | None = None,
         expose_errors: bool = True,
     ) -> None:
-        self._endpoint: Endpoint = parse_endpoint(endpoint)
+        urls = [endpoint] if isinstance(endpoint, str) or not isinstance(endpoint, Sequence) else list(endpoint)
+        if not urls:
+            raise ValueError("endpoint: expected at least one URL")
+        self._endpoints: list[Endpoint] = [parse_endpoint(url) for url in urls]
+        self._current = 0
+        self._token = token
         self._dispatcher = Dispatcher(
             concurrency=concurrency, max_queue=max_queue, expose_errors=expose_errors, on_slow=warn_slow
         )
@@ -102,8 +112,8 @@ class Reactor(Submitter, HandlerRegistry):
 
     @property
     def endpoint(self) -> str:
-        """The gateway's URL."""
-        return self._endpoint.url
+        """The URL of the gateway that it is connected to, or was last."""
+        return self._endpoints[self._current].url
 
     @property
     def connected(self) -> bool:
@@ -111,7 +121,10 @@ class Reactor(Submitter, HandlerRegistry):
         return self._connection is not None and self._connection.open
 
     async def start(self) -> None:
-        """Connects. Raises `ConnectionLost` if nobody answers there; later losses are made good by dialling again."""
+        """Connects. Raises `ConnectionLost` if nobody answers, `Unauthenticated` if the credentials are refused.
+
+        Later losses are made good by dialling again.
+        """
         if self._engine is not None:
             raise RuntimeError("start: the reactor has been started already")
         loop = asyncio.get_running_loop()
@@ -121,7 +134,7 @@ class Reactor(Submitter, HandlerRegistry):
         engine.announce(self.handles)
         link = Link(engine, loop=loop, on_closed=self._on_closed)
         try:
-            await self._dial(link)
+            await self._dial_any(link)
         except BaseException:
             engine.close("PF502", "the connection could not be made")
             self._dispatcher.stop()
@@ -138,12 +151,14 @@ class Reactor(Submitter, HandlerRegistry):
         if self._dialling is not None:
             self._dialling.cancel()
         if link.open:
+            engine.announce([])  # the gateway has others for what comes now
             await self._dispatcher.drain(grace)
             link.close(1000, "stopping")
             await link.wait_closed()
         engine.close("PF503", "the reactor was stopped")
         link.flush_ended()
         self._dispatcher.stop()
+        self._registry.pools.close()
         self._bind(None)
         self._engine = self._connection = None
 
@@ -156,22 +171,47 @@ class Reactor(Submitter, HandlerRegistry):
     ) -> None:
         await self.stop()
 
+    async def _dial_any(self, link: Link) -> None:
+        """Connects to the first gateway that answers, from the present one on."""
+        for attempt in range(len(self._endpoints)):
+            try:
+                await self._dial(link)
+                return
+            except PacketFlowError:
+                if attempt == len(self._endpoints) - 1:
+                    raise
+                self._current = (self._current + 1) % len(self._endpoints)
+
     async def _dial(self, link: Link) -> None:
-        url = self._endpoint.url
+        endpoint = self._endpoints[self._current]
+        headers = {}
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token}"
+        elif endpoint.credentials is not None:
+            joined = ":".join(endpoint.credentials).encode()
+            headers["Authorization"] = f"Basic {base64.b64encode(joined).decode()}"
         try:
             await picows.ws_connect(
                 lambda: link,
-                url,
+                endpoint.url,
                 ssl_context=self._ssl,
                 websocket_handshake_timeout=self._handshake_timeout,
                 enable_auto_pong=False,  # the link answers pings itself, in the same write as everything else
                 max_frame_size=4 * self._settings["max_frame"],
                 max_redirects=0,
+                extra_headers=headers or None,
                 logger_name=log,
             )
+        except picows.WSHandshakeError as error:
+            status = getattr(error.response, "status", None)
+            body = (error.raw_body or b"").decode("utf-8", "replace").strip()[:200]
+            if status in (401, 403):
+                kind = Unauthenticated if status == 401 else Forbidden
+                raise kind(f"{endpoint.url} refused the connection: {body or status}") from None
+            raise ConnectionLost(f"cannot connect to {endpoint.url}: {body or error}") from error
         except (OSError, TimeoutError, picows.WSError) as error:
             reason = str(error) or type(error).__name__
-            raise ConnectionLost(f"cannot connect to {url}: {reason}") from error
+            raise ConnectionLost(f"cannot connect to {endpoint.url}: {reason}") from error
 
     def _on_closed(self, link: Link) -> None:
         if self._stopping or not self._reconnect or self._engine is None:
@@ -186,11 +226,13 @@ class Reactor(Submitter, HandlerRegistry):
         delay = _FIRST_DELAY
         while True:
             # jitter: a thousand reactors must not come back in the same millisecond
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+            await asyncio.sleep(delay * random.uniform(0.2, 1.0))
+            # another gateway, if there is one: the one that was lost may take its time
+            self._current = (self._current + 1) % len(self._endpoints)
             try:
-                await self._dial(link)
+                await self._dial_any(link)
                 return
-            except ConnectionLost as error:
+            except PacketFlowError as error:
                 log.info("%s", error.message)
                 delay = min(delay * 2, _LONGEST_DELAY)
 
@@ -209,21 +251,30 @@ class Reactor(Submitter, HandlerRegistry):
         window: int = 1024,
         priority: int = 5,
         timeout_ms: int | None = None,
+        retry: int | bool = 0,
     ) -> AsyncIterator[Result]:
         """Submits a packet for each item; iterate for the `Result`s, in the order of the items.
 
         `items`: any iterable or async iterable, pulled as there is room.
         `window`: packets in flight at once, 1 to 65,536 (default 1,024). A failed
         packet is a `Result` like any other; iterating raises only where there is
-        no answer (`PacketTimeout`, `ConnectionLost`), as `submit` does. Leaving
+        no answer (`PacketTimeout`, `ConnectionLost`), as `submit` does. `retry`: as
+        for `submit`. Leaving
         the loop early cancels what is in flight.
         """
         if isinstance(items, AsyncIterable):
-            return self._map_async(group, element, items, window, priority, timeout_ms)
-        return self._map(group, element, items, window=window, priority=priority, timeout_ms=timeout_ms)
+            return self._map_async(group, element, items, window, priority, timeout_ms, retry)
+        return self._map(group, element, items, window=window, priority=priority, timeout_ms=timeout_ms, retry=retry)
 
     async def _map_async(
-        self, group: str, element: str, items: AsyncIterable[Any], window: int, priority: int, timeout_ms: int | None
+        self,
+        group: str,
+        element: str,
+        items: AsyncIterable[Any],
+        window: int,
+        priority: int,
+        timeout_ms: int | None,
+        retry: int | bool,
     ) -> AsyncIterator[Result]:
         # A task pulls items and submits them while the results are consumed here.
         if not 1 <= window <= 65536:
@@ -244,7 +295,8 @@ class Reactor(Submitter, HandlerRegistry):
                                 "data": item,
                                 "priority": priority,
                                 "timeout_ms": timeout_ms,
-                            }
+                            },
+                            retry=retry,
                         )
                     )
                     arrived.set()

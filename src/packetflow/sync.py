@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -30,7 +30,7 @@ class Reactor:
     thread, so they must not call this reactor's blocking methods.
     """
 
-    def __init__(self, endpoint: str, **settings: Any) -> None:
+    def __init__(self, endpoint: str | Sequence[str], **settings: Any) -> None:
         self._reactor = AsyncReactor(endpoint, **settings)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -46,15 +46,15 @@ class Reactor:
         """True while there is a connection."""
         return self._reactor.connected
 
-    def register(self, group: str, element: str, handler: F | None = None) -> Any:
+    def register(self, group: str, element: str, handler: F | None = None, **options: Any) -> Any:
         """As `packetflow.Reactor.register`; also before `start`."""
         if handler is None:
-            return lambda function: self.register(group, element, function)
+            return lambda function: self.register(group, element, function, **options)
         if self._loop is None:
-            return self._reactor.register(group, element, handler)
+            return self._reactor.register(group, element, handler, **options)
 
         async def register() -> Any:
-            return self._reactor.register(group, element, handler)
+            return self._reactor.register(group, element, handler, **options)
 
         return self._run(register())
 
@@ -91,22 +91,29 @@ class Reactor:
     ) -> None:
         self.stop()
 
-    def submit(self, packet: Packet | Mapping[str, Any]) -> Result:
+    def submit(self, packet: Packet | Mapping[str, Any], *, retry: int | bool = 0) -> Result:
         """Submits a packet and waits for its `Result`. Raises as `packetflow.Reactor.submit`."""
 
         async def submit() -> Result:
-            result: Result = await self._reactor.submit(packet)
+            result: Result = await self._reactor.submit(packet, retry=retry)
             return result
 
         return self._run(submit())
 
     def call(
-        self, group: str, element: str, data: Any = None, *, priority: int = 5, timeout_ms: int | None = None
+        self,
+        group: str,
+        element: str,
+        data: Any = None,
+        *,
+        priority: int = 5,
+        timeout_ms: int | None = None,
+        retry: int | bool = 0,
     ) -> Any:
         """Submits a packet and waits for what its handler returned. Raises as `packetflow.Reactor.call`."""
 
         async def call() -> Any:
-            return await self._reactor.call(group, element, data, priority=priority, timeout_ms=timeout_ms)
+            return await self._reactor.call(group, element, data, priority=priority, timeout_ms=timeout_ms, retry=retry)
 
         return self._run(call())
 
@@ -119,11 +126,14 @@ class Reactor:
         window: int = 1024,
         priority: int = 5,
         timeout_ms: int | None = None,
+        retry: int | bool = 0,
     ) -> Iterator[Result]:
         """As `packetflow.Reactor.map`. `items` is iterated on the reactor's thread."""
 
         async def begin() -> AsyncIterator[Result]:
-            return self._reactor.map(group, element, items, window=window, priority=priority, timeout_ms=timeout_ms)
+            return self._reactor.map(
+                group, element, items, window=window, priority=priority, timeout_ms=timeout_ms, retry=retry
+            )
 
         results = self._run(begin())
 

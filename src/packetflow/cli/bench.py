@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from packetflow import Reactor
+from packetflow.endpoint import parse_endpoint
 from packetflow.errors import PacketFlowError
 
 __all__ = ["bench", "render"]
@@ -53,7 +54,14 @@ class Histogram:
 
 
 async def bench(
-    endpoint: str, group: str, element: str, data: Any, connections: int, window: int, seconds: float
+    endpoint: str,
+    token: str | None,
+    group: str,
+    element: str,
+    data: Any,
+    connections: int,
+    window: int,
+    seconds: float,
 ) -> dict[str, Any]:
     """Keeps `window` packets in flight on each of `connections` for `seconds`."""
     histogram = Histogram()
@@ -70,7 +78,7 @@ async def bench(
                     return
             histogram.add(time.perf_counter() - started)
 
-    reactors = [Reactor(endpoint, reconnect=False) for _ in range(connections)]
+    reactors = [Reactor(endpoint, token=token, reconnect=False) for _ in range(connections)]
     try:
         for reactor in reactors:
             await reactor.start()
@@ -88,7 +96,7 @@ async def bench(
             await reactor.stop()
     answered = histogram.total
     return {
-        "endpoint": endpoint,
+        "endpoint": parse_endpoint(endpoint).url,
         "address": f"{group}:{element}",
         "connections": connections,
         "window": window,

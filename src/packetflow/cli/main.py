@@ -7,7 +7,10 @@ import importlib
 import json
 import logging
 import signal
+import ssl
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,16 @@ from packetflow import Gateway, Reactor, run
 from packetflow._version import __version__
 from packetflow.cli.bench import bench, render
 from packetflow.cli.demo import demo
+from packetflow.cli.top import fetch, render_top
 from packetflow.endpoint import DEFAULT_PATH, DEFAULT_PORT, parse_endpoint
 from packetflow.errors import ConnectionLost, InvalidPacket, PacketFlowError
+from packetflow.gateway import hash_token, new_token
+from packetflow.gateway.config import load_config
+from packetflow.logs import JsonFormatter, RateLimit
 
 __all__ = ["main"]
+
+log = logging.getLogger("packetflow.cli")
 
 DEFAULT_ENDPOINT = f"ws://127.0.0.1:{DEFAULT_PORT}{DEFAULT_PATH}"
 
@@ -38,7 +47,8 @@ class EndpointType(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            return parse_endpoint(value).url
+            parse_endpoint(value)
+            return str(value)  # as it stands: it may hold credentials
         except (TypeError, ValueError) as error:
             raise Failure(str(error)) from None
 
@@ -62,8 +72,13 @@ endpoint_option = click.option(
 )
 
 
-def _until_signal(main: Any) -> None:
-    """Runs until SIGINT or SIGTERM, then lets `main` clean up."""
+token_option = click.option(
+    "--token", envvar="PACKETFLOW_TOKEN", help="A bearer token for the gateway (or PACKETFLOW_TOKEN)."
+)
+
+
+def _until_signal(main: Any, on_hangup: Callable[[], None] | None = None) -> None:
+    """Runs until SIGINT or SIGTERM, then lets `main` clean up; SIGHUP calls `on_hangup`."""
 
     async def supervise() -> None:
         task = asyncio.ensure_future(main)
@@ -73,6 +88,8 @@ def _until_signal(main: Any) -> None:
                 loop.add_signal_handler(number, task.cancel)
             except NotImplementedError:  # Windows: KeyboardInterrupt does it
                 pass
+        if on_hangup is not None and hasattr(signal, "SIGHUP"):
+            loop.add_signal_handler(signal.SIGHUP, on_hangup)
         try:
             await task
         except asyncio.CancelledError:
@@ -102,6 +119,9 @@ def main(verbose: int) -> None:
 
 
 @main.command()
+@click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), help="A gateway.toml; see docs/operations.md."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535), help="0: any free.")
 @click.option("--path", default=DEFAULT_PATH, show_default=True, help="Path of the WebSocket.")
@@ -111,8 +131,22 @@ def main(verbose: int) -> None:
     help="A function that is given the gateway and registers handlers on it, as in app:setup.",
 )
 @click.option("--insecure", is_flag=True, help="Allow an address that others can reach, without any authentication.")
-def gateway(host: str, port: int, path: str, handlers: str | None, insecure: bool) -> None:
-    """Listen for reactors, and run handlers of its own.
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="Of the log on standard error.")
+@click.pass_context
+def gateway(
+    context: click.Context,
+    config_path: Path | None,
+    host: str,
+    port: int,
+    path: str,
+    handlers: str | None,
+    insecure: bool,
+    log_format: str | None,
+) -> None:
+    """Listen for reactors, route packets between them, and run handlers of its own.
+
+    With --config, SIGHUP reads certificates, tokens, roles and limits again.
+    SIGTERM drains: no new packets, those under way finish.
 
     \b
     packetflow gateway --port 9000 --handlers app:setup
@@ -123,22 +157,109 @@ def gateway(host: str, port: int, path: str, handlers: str | None, insecure: boo
             return data.upper()
     """
     shown = f"[{host}]" if ":" in host else host
+    config = None
+    drain = 5.0
+    tls = None
     try:
-        server = Gateway(f"ws://{shown}:{port}{path}", insecure=insecure)
+        if config_path is not None:
+            given = [
+                name
+                for name in ("host", "port", "path", "insecure")
+                if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+            ]
+            if given:
+                raise Failure(f"--{given[0]}: expected in {config_path}, where --config is given")
+            config = load_config(config_path)
+            tls = config.ssl_context()
+            drain = config.drain
+            handlers = handlers or config.handlers
+            log_format = log_format or config.log_format
+            server = Gateway(**{"ssl": tls, "access": config.access, **config.settings})
+        else:
+            server = Gateway(f"ws://{shown}:{port}{path}", insecure=insecure)
         if handlers is not None:
             _load(handlers)(server)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise Failure(str(error)) from None
+    _set_up_log(log_format)
 
     async def serve() -> None:
         try:
             await server.start()
         except OSError as error:
-            raise Failure(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+            raise Failure(f"cannot listen on {server.endpoint}: {error.strerror or error}") from None
+        if config is not None:
+            for group, policy in config.policies.items():
+                server.switch.set_policy(group, policy)
         click.echo(f"listening on {server.endpoint}, handling {', '.join(server.handles) or 'nothing'}")
-        await server.serve_forever()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await server.stop(drain)
 
-    _until_signal(serve())
+    def reload() -> None:
+        if config_path is None:
+            return
+        try:
+            fresh = load_config(config_path)
+            if tls is not None and fresh.certificate is not None:
+                fresh.load_certificates(tls)
+            server.set_access(fresh.access)
+            server.set_limits(
+                **{
+                    name: fresh.settings[name]
+                    for name in ("max_connections", "max_per_address", "allowed_origins")
+                    if name in fresh.settings
+                }
+            )
+        except (ValueError, OSError) as error:
+            log.error("%s stays as it was: %s", config_path, error)
+            return
+        log.warning("%s was read again", config_path)
+
+    _until_signal(serve(), reload)
+
+
+def _set_up_log(log_format: str | None) -> None:
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RateLimit())
+        if log_format == "json":
+            handler.setFormatter(JsonFormatter())
+
+
+@main.command("token")
+def token_command() -> None:
+    """Make a token, and print it with the digest that goes into gateway.toml."""
+    token = new_token()
+    click.echo(f"token   {token}\nSHA-256 {hash_token(token)}")
+
+
+@main.command("top")
+@endpoint_option
+@token_option
+@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds.")
+@click.option("--once", is_flag=True, help="Print one reading over one interval, and end.")
+@click.option("--ca", type=click.Path(exists=True), help="Certificates to trust, PEM, for wss://.")
+def top_command(endpoint: str, token: str | None, interval: float, once: bool, ca: str | None) -> None:
+    """Watch a gateway: elements, rates, latencies, queues, reactors."""
+    tls = ssl.create_default_context(cafile=ca)
+    before = None
+    try:
+        while True:
+            now = fetch(endpoint, token, tls)
+            if before is not None:
+                shown = render_top(endpoint, now, before)
+                click.echo(shown if once else f"\x1b[2J\x1b[H{shown}")
+                if once:
+                    return
+            before = now
+            time.sleep(interval)
+    except PermissionError as error:
+        raise Failure(str(error)) from None
+    except OSError as error:
+        raise Failure(f"cannot read {endpoint}: {getattr(error, 'reason', error)}") from None
+    except KeyboardInterrupt:
+        return
 
 
 def _load(target: str) -> Any:
@@ -202,8 +323,19 @@ def _address(value: str) -> tuple[str, str]:
 @endpoint_option
 @click.option("--priority", default=5, show_default=True, type=click.IntRange(1, 10), help="10 is most urgent.")
 @click.option("--timeout-ms", type=click.IntRange(1, 300_000), help="Milliseconds until an answer.  [default: 29500]")
+@click.option("--retry", default=0, show_default=True, type=click.IntRange(0, 100), help="Times to send it again.")
+@token_option
 @click.option("--data-only", is_flag=True, help="Print what the handler returned and nothing else.")
-def submit(address: str, data: Any, endpoint: str, priority: int, timeout_ms: int | None, data_only: bool) -> None:
+def submit(
+    address: str,
+    data: Any,
+    endpoint: str,
+    priority: int,
+    timeout_ms: int | None,
+    retry: int,
+    token: str | None,
+    data_only: bool,
+) -> None:
     """Submit one packet and print its result as JSON.
 
     DATA is JSON: mind the shell's quotes. Exit code 0 on success, 1 if the
@@ -216,7 +348,7 @@ def submit(address: str, data: Any, endpoint: str, priority: int, timeout_ms: in
     group, element = _address(address)
 
     async def once() -> Any:
-        async with Reactor(endpoint, reconnect=False) as reactor:
+        async with Reactor(endpoint, token=token, reconnect=retry > 0) as reactor:
             packet = {
                 "group": group,
                 "element": element,
@@ -224,7 +356,7 @@ def submit(address: str, data: Any, endpoint: str, priority: int, timeout_ms: in
                 "priority": priority,
                 "timeout_ms": timeout_ms,
             }
-            return await reactor.submit(packet)
+            return await reactor.submit(packet, retry=retry)
 
     try:
         result = run(once())
@@ -256,8 +388,16 @@ def submit(address: str, data: Any, endpoint: str, priority: int, timeout_ms: in
 )
 @click.option("-t", "--seconds", default=3.0, show_default=True, type=click.FloatRange(0.05, 3600))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@token_option
 def bench_command(
-    address: str, data: Any, endpoint: str, connections: int, window: int, seconds: float, as_json: bool
+    address: str,
+    data: Any,
+    endpoint: str,
+    connections: int,
+    window: int,
+    seconds: float,
+    as_json: bool,
+    token: str | None,
 ) -> None:
     """Load a handler and print throughput and latencies.
 
@@ -266,7 +406,7 @@ def bench_command(
     """
     group, element = _address(address)
     try:
-        figures = run(bench(endpoint, group, element, data, connections, window, seconds))
+        figures = run(bench(endpoint, token, group, element, data, connections, window, seconds))
     except PacketFlowError as error:
         raise Failure(error.message) from None
     click.echo(json.dumps(figures) if as_json else render(figures))

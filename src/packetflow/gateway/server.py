@@ -89,6 +89,8 @@ class Gateway(HandlerRegistry):
         public_metrics: bool = False,
     ) -> None:
         self._endpoint: Endpoint = parse_endpoint(endpoint)
+        if self._endpoint.credentials is not None:
+            raise ValueError("endpoint: expected no user name or password in a gateway's own URL")
         self._access = Access() if access is None else access
         if self._endpoint.secure and ssl is None:
             raise ValueError(f"endpoint {endpoint!r}: expected an ssl.SSLContext in ssl=, too")
@@ -226,7 +228,13 @@ class Gateway(HandlerRegistry):
         server, self._server = self._server, None
         server.close()
         ends = time.monotonic() + grace
-        await self._switch.drain(self._loop, grace)
+        idle = self._loop.create_future()
+        self._switch.drain(idle)
+        try:
+            async with asyncio.timeout(grace):
+                await idle
+        except TimeoutError:
+            log.warning("%d packets were still under way after %g s", self._switch.in_flight, grace)
         await self._dispatcher.drain(max(0.0, ends - time.monotonic()))
         self._switch.fail_all("PF503", "the gateway is stopping", time.monotonic_ns())
         self._emptied.clear()
@@ -245,6 +253,7 @@ class Gateway(HandlerRegistry):
         self._inside._bind(None)
         await server.wait_closed()
         self._dispatcher.stop()
+        self._registry.pools.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -358,7 +367,9 @@ class Gateway(HandlerRegistry):
         handles = parse_qs(target.query).get("handles")
         self._switch.admit(engine, principal, None if handles is None else ",".join(handles).split(","))
         # only what was offered may be chosen, and credentials are not to be echoed
-        offered = [one.strip() for value in request.headers.getall("Sec-WebSocket-Protocol", []) for one in value.split(",")]
+        offered = [
+            one.strip() for value in request.headers.getall("Sec-WebSocket-Protocol", []) for one in value.split(",")
+        ]
         headers = {"Sec-WebSocket-Protocol": "packetflow"} if "packetflow" in offered else None
         return picows.WSUpgradeResponseWithListener(picows.WSUpgradeResponse.create_101_response(headers), link)
 
@@ -437,9 +448,7 @@ class Gateway(HandlerRegistry):
             raise ConnectionLost(f"no reactor named {name!r} is connected; connected: {sorted(self._peers) or 'none'}")
         return peer
 
-    def submit(
-        self, packet: Packet | Mapping[str, Any], *, reactor: str | None = None, retry: int | bool = 0
-    ) -> Reply:
+    def submit(self, packet: Packet | Mapping[str, Any], *, reactor: str | None = None, retry: int | bool = 0) -> Reply:
         """As `Reactor.submit`: routed, or to the connected reactor named `reactor`, `ConnectionLost` if there is none."""
         return (self._inside if reactor is None else self._peer(reactor)).submit(packet, retry=retry)
 
