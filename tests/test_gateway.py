@@ -186,16 +186,6 @@ async def test_an_oversize_packet_is_pf413_and_the_link_stays(gateway: Gateway) 
         peer.close()
 
 
-async def test_a_packet_with_dependencies_is_refused_rather_than_run_too_early(gateway: Gateway) -> None:
-    async with gateway:
-        peer = await Peer.connect(gateway.endpoint)
-        await peer.send(submit(1, dependencies=["other"]))
-        assert (await peer.message("result"))["payload"]["error"]["code"] == "PF424"
-        await peer.send(submit(2, dependencies=[]))
-        assert (await peer.message("result"))["payload"]["status"] == "success"
-        peer.close()
-
-
 async def test_an_id_that_is_in_flight_already_is_pf409(gateway: Gateway) -> None:
     async with gateway:
         peer = await Peer.connect(gateway.endpoint)

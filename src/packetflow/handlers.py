@@ -138,8 +138,10 @@ def make_handler(
         pools = Pools() if pools is None else pools
         function, concurrency = pools.wrap(name, function, offload, wants_packet, concurrency)
     if middlewares:
-        function = compose(function, wants_packet, middlewares)
+        # what the handler returns is checked inside: a middleware may make something else of it
+        function = compose(function, wants_packet, check, middlewares)
         wants_packet = True
+        check = exact = None
     return Handler(
         group,
         element,

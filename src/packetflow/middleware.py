@@ -26,13 +26,17 @@ class Middleware(Protocol):
 
 
 def compose(
-    function: Callable[..., Any], wants_packet: bool, middlewares: Sequence[Middleware]
+    function: Callable[..., Any],
+    wants_packet: bool,
+    check: Callable[[Any], Any] | None,
+    middlewares: Sequence[Middleware],
 ) -> Callable[[Any, Packet], Awaitable[Any]]:
-    """The handler inside its middlewares, the first outermost; takes ``(data, packet)``."""
+    """The handler, its value checked, inside its middlewares, the first outermost; takes ``(data, packet)``."""
 
     async def innermost(packet: Packet) -> Any:
         value = function(packet.data, packet) if wants_packet else function(packet.data)
-        return await value if inspect.isawaitable(value) else value
+        value = await value if inspect.isawaitable(value) else value
+        return value if check is None else check(value)
 
     call: CallNext = innermost
     for middleware in reversed(middlewares):

@@ -212,6 +212,9 @@ class Reactor(Submitter, HandlerRegistry):
         except (OSError, TimeoutError, picows.WSError) as error:
             reason = str(error) or type(error).__name__
             raise ConnectionLost(f"cannot connect to {endpoint.url}: {reason}") from error
+        if not link.open:
+            # picows counts a connection that goes in the middle of the handshake as made
+            raise ConnectionLost(f"cannot connect to {endpoint.url}: the connection was closed during the handshake")
 
     def _on_closed(self, link: Link) -> None:
         if self._stopping or not self._reconnect or self._engine is None:
