@@ -2,7 +2,7 @@
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
 
@@ -43,7 +43,7 @@ cdef class Ledger:
         for place in range(self.capacity):
             free(self.outcomes[place].long_id)
         free(self.outcomes)
-        free(self.buckets)
+        free(self.index)
         free(self.bytes)
 
     def __len__(self):
@@ -52,44 +52,58 @@ cdef class Ledger:
     cdef int _grow(self) except -1:
         """Room for more outcomes; only while the ring has not gone round, so places stay what they are."""
         cdef int32_t capacity = self.capacity * 2 if self.capacity else FIRST_CAPACITY
-        cdef int32_t buckets = 1, place, bucket
+        cdef uint32_t entries = 2
+        cdef int32_t place
         cdef void* memory
         if capacity > self.bound:
             capacity = self.bound
-        while buckets < capacity:
-            buckets *= 2
+        while entries < 2 * <uint32_t>capacity:
+            entries *= 2
         if self.bytes == NULL and self.room > 0:
             # untouched pages of it cost nothing
             self.bytes = <unsigned char*>malloc(<size_t>self.room)
             if self.bytes == NULL:
                 raise MemoryError()
+        memory = malloc(entries * sizeof(uint64_t))
+        if memory == NULL:
+            raise MemoryError()
+        free(self.index)
+        self.index = <uint64_t*>memory
+        self.mask = entries - 1
+        memset(self.index, 0, entries * sizeof(uint64_t))
+        for place in range(self.capacity):
+            if self.outcomes[place].ended != 0:
+                self._enter(self.outcomes[place].tag, place)
         memory = realloc(self.outcomes, <size_t>capacity * sizeof(Outcome))
         if memory == NULL:
             raise MemoryError()
         self.outcomes = <Outcome*>memory
         memset(&self.outcomes[self.capacity], 0, <size_t>(capacity - self.capacity) * sizeof(Outcome))
-        memory = realloc(self.buckets, <size_t>buckets * sizeof(int32_t))
-        if memory == NULL:
-            # the old buckets are still whole: nothing was lost
-            self.capacity = capacity
-            raise MemoryError()
-        self.buckets = <int32_t*>memory
         self.capacity = capacity
-        self.mask = buckets - 1
-        memset(self.buckets, 0xFF, <size_t>buckets * sizeof(int32_t))
-        for place in range(capacity):
-            if self.outcomes[place].ended != 0:
-                bucket = <int32_t>(self.outcomes[place].hash & <uint64_t>self.mask)
-                self.outcomes[place].next = self.buckets[bucket]
-                self.buckets[bucket] = place
         return 0
+
+    cdef void _enter(self, uint32_t tag, int32_t place) noexcept:
+        cdef uint32_t at = tag & self.mask
+        while self.index[at] != 0:
+            at = (at + 1) & self.mask
+        self.index[at] = (<uint64_t>tag << 32) | <uint64_t>(place + 1)
 
     cdef void _forget(self, int32_t place) noexcept:
         cdef Outcome* outcome = &self.outcomes[place]
-        cdef int32_t* link = &self.buckets[outcome.hash & <uint64_t>self.mask]
-        while link[0] != place:
-            link = &self.outcomes[link[0]].next
-        link[0] = outcome.next
+        cdef uint32_t at = outcome.tag & self.mask, home, following
+        while <int32_t>(self.index[at] & 0xFFFFFFFF) != place + 1:
+            at = (at + 1) & self.mask
+        # those behind it move up, unless they would then stand before their home
+        following = at
+        while True:
+            following = (following + 1) & self.mask
+            if self.index[following] == 0:
+                break
+            home = <uint32_t>(self.index[following] >> 32) & self.mask
+            if ((following - home) & self.mask) >= ((following - at) & self.mask):
+                self.index[at] = self.index[following]
+                at = following
+        self.index[at] = 0
         free(outcome.long_id)
         outcome.long_id = NULL
         outcome.ended = 0
@@ -98,7 +112,7 @@ cdef class Ledger:
     cdef int record(self, int32_t principal, const unsigned char* packet_id, Py_ssize_t n, uint64_t fingerprint,
                     bint success, const unsigned char* payload, Py_ssize_t length, int64_t now) except -1:
         cdef Outcome* outcome
-        cdef int32_t place, bucket
+        cdef int32_t place
         cdef int64_t start, at
         if self.at == self.capacity:
             if self.capacity < self.bound:
@@ -116,7 +130,7 @@ cdef class Ledger:
             memcpy(outcome.long_id, packet_id, <size_t>n)
         else:
             memcpy(outcome.id, packet_id, <size_t>n)
-        outcome.hash = pf_hash(packet_id, <size_t>n, self.key + <uint64_t>principal)
+        outcome.tag = <uint32_t>pf_hash(packet_id, <size_t>n, self.key + <uint64_t>principal)
         outcome.fingerprint = fingerprint
         outcome.ended = now if now > 0 else 1
         outcome.principal = principal
@@ -131,27 +145,27 @@ cdef class Ledger:
             memcpy(self.bytes + start % self.room, payload, <size_t>length)
             self.written = start + length
             outcome.offset = start
-        bucket = <int32_t>(outcome.hash & <uint64_t>self.mask)
-        outcome.next = self.buckets[bucket]
-        self.buckets[bucket] = place
+        self._enter(outcome.tag, place)
         self.count += 1
         self.at = place + 1
         return 0
 
     cdef Outcome* find(self, int32_t principal, const unsigned char* packet_id, Py_ssize_t n, int64_t now) noexcept:
-        cdef uint64_t hash
-        cdef int32_t place
+        cdef uint32_t tag, at
+        cdef uint64_t entry
         cdef Outcome* outcome
         if self.count == 0:
             return NULL
-        hash = pf_hash(packet_id, <size_t>n, self.key + <uint64_t>principal)
-        place = self.buckets[hash & <uint64_t>self.mask]
-        while place >= 0:
-            outcome = &self.outcomes[place]
-            if outcome.hash == hash and outcome.principal == principal and outcome.id_length == n and memcmp(
-                    outcome.long_id if outcome.long_id != NULL else outcome.id, packet_id, <size_t>n) == 0:
-                return outcome if now - outcome.ended <= OUTCOME_NS else NULL
-            place = outcome.next
+        tag = <uint32_t>pf_hash(packet_id, <size_t>n, self.key + <uint64_t>principal)
+        at = tag & self.mask
+        while self.index[at] != 0:
+            entry = self.index[at]
+            if <uint32_t>(entry >> 32) == tag:
+                outcome = &self.outcomes[<int32_t>(entry & 0xFFFFFFFF) - 1]
+                if outcome.principal == principal and outcome.id_length == n and memcmp(
+                        outcome.long_id if outcome.long_id != NULL else outcome.id, packet_id, <size_t>n) == 0:
+                    return outcome if now - outcome.ended <= OUTCOME_NS else NULL
+            at = (at + 1) & self.mask
         return NULL
 
     cdef const unsigned char* payload(self, const Outcome* outcome, int64_t now) noexcept:
