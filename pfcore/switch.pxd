@@ -160,6 +160,7 @@ cdef class Switch(Acceptor):
         object arm               # callable(ns): a deadline that comes before all others
         int64_t armed            # ns, -1
         int64_t now
+        int64_t started          # ns
         bint in_batch
         readonly bint draining
         object idle              # Future-like: set when nothing is under way, or None

@@ -57,6 +57,8 @@ cdef enum:
     GROUP_MC = 4
     RETRY_AFTER_MS = 100
 
+# ns after the start in which reactors may still be on their way: what is safe to send again waits for them
+cdef int64_t STARTING = 10000000000
 cdef int64_t SEEN_LATELY = 60000000000   # ns for which an element without a reactor is PF503, not PF001
 
 # What says nothing of the packet itself: it never ran, and the same id may come again.
@@ -226,6 +228,7 @@ cdef class Switch(Acceptor):
         self.dirty = []
         self.armed = -1
         self.now = now
+        self.started = -STARTING
         self.chance = seed | 1
         self.max_queue = max_queue
         self.max_held = max_held
@@ -258,9 +261,10 @@ cdef class Switch(Acceptor):
         else:
             self.unlisted.append(member)
 
-    def start(self, loop):
+    def start(self, int64_t now):
         """Begins, or begins again after a drain."""
         self.draining = False
+        self.started = now
 
     def set_inner(self, Engine engine not None):
         """The gateway's own end: it handles nothing, and answers that nobody waits for may go there."""
@@ -421,7 +425,8 @@ cdef class Switch(Acceptor):
             group = group_code(reader.group)
             element = text_to_str(reader.element.p, reader.element.n, True)
             alias = self.aliases.get(f"{group}:{element}")
-            if len(self.unlisted) == 0 and alias is None:
+            if len(self.unlisted) == 0 and alias is None and not (
+                    self.now - self.started < STARTING and self._retries_of(reader) > 0):
                 # nobody could have it: such elements are not worth remembering
                 if not self.permit(f"{group}:{element}")[0] >> principal.role & 1:
                     self._refuse_packet(engine, reader, "PF403", f"not allowed for this principal: {group}:{element}",
@@ -865,10 +870,11 @@ cdef class Switch(Acceptor):
                 if flight.held != NULL:
                     self._rename_held(flight)
                 return self._place(flight, reader, now)
+        if flight.retries > 0 and (now - self.started < STARTING or (
+                route.last_served > 0 and now - route.last_served < SEEN_LATELY)):
+            # it was there a moment ago, or will be: a restart, perhaps
+            return self._queue(flight, route.queue, reader, now)
         if route.last_served > 0 and now - route.last_served < SEEN_LATELY:
-            if flight.retries > 0:
-                # it was there a moment ago: a restart, perhaps
-                return self._queue(flight, route.queue, reader, now)
             return self._fail(flight, "PF503", f"no reactor for {route.key} is connected just now",
                               {"retry_after_ms": 1000}, now)
         return self._fail(flight, "PF001", f"no handler for {route.key}", None, now)

@@ -189,7 +189,7 @@ class Gateway(HandlerRegistry):
             raise RuntimeError("start: the gateway has been started already")
         loop = self._loop = asyncio.get_running_loop()
         self._dispatcher.start(loop)
-        self._switch.start(loop)
+        self._switch.start(time.monotonic_ns())
         self._open_loopback(loop)
         self._gate = Gate(
             self._admit,
