@@ -39,9 +39,9 @@ async def test_the_group_says_how_many_run_at_once(group: str, most: int) -> Non
     counter = Counter()
     async with pair() as (gateway, reactor):
         reactor.register(group, "work", counter)
-        assert await asyncio.gather(
-            *(gateway.call(group, "work", n, reactor="reactor") for n in range(20))
-        ) == list(range(20))
+        assert await asyncio.gather(*(gateway.call(group, "work", n, reactor="reactor") for n in range(20))) == list(
+            range(20)
+        )
     assert counter.most == most
     assert counter.order == list(range(20))
 
@@ -195,9 +195,7 @@ def test_what_cannot_be_offloaded_says_why() -> None:
 
 
 @pytest.mark.parametrize("suspends_first", [False, True])
-async def test_a_handler_that_blocks_the_loop_is_named(
-    suspends_first: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_handler_that_blocks_the_loop_is_named(suspends_first: bool, caplog: pytest.LogCaptureFixture) -> None:
     async with pair() as (gateway, reactor):
 
         @reactor.register("df", "hog")

@@ -1,0 +1,338 @@
+"""Configuration, reloading, health, metrics, top, tokens, traces and logs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from packetflow import Gateway, Packet, Reactor, run
+from packetflow.cli.top import Snapshot, fetch, render_top
+from packetflow.gateway import hash_token, new_token
+from packetflow.gateway.config import ConfigError, load_config
+from packetflow.gateway.web import metrics
+from packetflow.logs import JsonFormatter, RateLimit
+from packetflow.testing import pair
+from packetflow.tracing import current_traceparent, inject, trace_context, trace_id_of
+from packetflow.errors import PacketFlowError
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+CONFIG = """
+[gateway]
+endpoint = "ws://127.0.0.1:{port}/packetflow/v1"
+drain = 1.0
+
+[limits]
+max_connections = 100
+
+[roles.worker]
+submit = ["df:*"]
+handle = ["df:*"]
+
+[principals.w1]
+role = "worker"
+tokens = ["{digest}"]
+
+[routing]
+df = "fastest"
+"""
+
+
+# ---------------------------------------------------------------- configuration
+
+
+def test_a_configuration_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_text(CONFIG.format(port=0, digest="0" * 64))
+    config = load_config(path)
+    assert config.settings == {"endpoint": "ws://127.0.0.1:0/packetflow/v1", "max_connections": 100}
+    assert config.drain == 1.0
+    assert config.policies == {"df": "fastest"}
+    assert config.access.roles["worker"].handle == ("df:*",)
+    assert config.access.authenticates
+    assert Gateway(access=config.access, **config.settings).endpoint.startswith("ws://127.0.0.1")
+
+
+def test_every_error_of_a_configuration_is_told_with_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_text(
+        """
+        surprise = 1
+        [gateway]
+        endpoint = "http://x"
+        insecure = "yes"
+        prot = 5
+        [limits]
+        window = 0
+        max_frame = 1.5
+        [tls]
+        key = "missing.pem"
+        [routing]
+        df = "random"
+        [roles.r]
+        submit = ["df"]
+        [principals.p]
+        role = "other"
+        [principals.q]
+        role = "r"
+        tokens = ["plain"]
+        """
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    text = "\n".join(caught.value.errors)
+    for expected in (
+        "surprise: not known here",
+        "gateway.endpoint: expected a URL",
+        "gateway.insecure: expected true or false, found 'yes'",
+        "gateway.prot: not known here",
+        "limits.window: expected an integer from 1 to 16,777,216, found 0",
+        "limits.max_frame: expected an integer",
+        "tls.key: expected a file",
+        "tls.certificate: expected, where",
+        "routing.df: expected one of least, sticky, fastest, keyed",
+        "roles.r: role 'r', submit: expected patterns",
+        "principals.p.role: expected one of",
+    ):
+        assert expected in text
+    for bad, expected in (("not toml", "not TOML"), (None, "cannot be read")):
+        if bad is None:
+            path.unlink()
+        else:
+            path.write_text(bad)
+        with pytest.raises(ConfigError, match=expected):
+            load_config(path)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def served(*arguments: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+    """``packetflow gateway`` in a process of its own, once it listens."""
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "packetflow", "gateway", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("listening on")
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGHUP")
+def test_sighup_reads_tokens_again_and_sigterm_drains(tmp_path: Path) -> None:
+    port, (old, new) = free_port(), (new_token(), new_token())
+    config = tmp_path / "gateway.toml"
+    config.write_text(CONFIG.format(port=port, digest=hash_token(old)))
+    endpoint = f"ws://127.0.0.1:{port}/packetflow/v1"
+
+    async def enters(token: str) -> bool:
+        try:
+            async with Reactor(endpoint, token=token):
+                return True
+        except PacketFlowError:
+            return False
+
+    with served("--config", "gateway.toml", "--log-format", "json", cwd=tmp_path) as process:
+        assert process.stderr is not None
+        assert run(enters(old))
+        assert not run(enters(new))
+        config.write_text("[gateway]\nendpoint = 5")
+        process.send_signal(signal.SIGHUP)
+        while "stays as it was" not in (line := process.stderr.readline()):
+            assert line
+        assert json.loads(line)["level"] == "error"
+        assert run(enters(old)), "a bad configuration changes nothing"
+        config.write_text(CONFIG.format(port=port, digest=hash_token(new)))
+        process.send_signal(signal.SIGHUP)
+        while "was read again" not in (line := process.stderr.readline()):
+            assert line
+        assert run(enters(new))
+        assert not run(enters(old))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def test_token_prints_a_token_and_its_digest() -> None:
+    done = subprocess.run([sys.executable, "-P", "-m", "packetflow", "token"], capture_output=True, text=True)
+    token, digest = (line.split()[1] for line in done.stdout.splitlines())
+    assert hash_token(token) == digest
+    assert len(token) == 43
+
+
+# ---------------------------------------------------------------- health and metrics
+
+
+async def get(gateway: Gateway, path: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
+    url = gateway.endpoint.replace("ws://", "http://").removesuffix("/packetflow/v1") + path
+
+    def fetch_now() -> tuple[int, str]:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(urllib.request.Request(url, headers=headers or {}), timeout=5) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    return await asyncio.to_thread(fetch_now)
+
+
+async def test_health_readiness_and_metrics_on_the_same_port(gateway: Gateway, reactor: Reactor) -> None:
+    assert await get(gateway, "/healthz") == (200, "ok\n")
+    assert await get(gateway, "/readyz") == (200, "ready\n")
+    assert (await get(gateway, "/other"))[0] == 404
+    reactor.register("df", "mine", lambda data: data)
+    await reactor.call("df", "transform", "x")
+    while not gateway.switch.reactors_for("df:mine"):
+        await asyncio.sleep(0.001)
+    await reactor.call("df", "mine", "x")
+    await reactor.submit({"group": "df", "element": "none"})
+    status, text = await get(gateway, "/metrics")
+    assert status == 200
+    for line in (
+        "packetflow_connections 1.0",
+        "packetflow_reactors 1.0",
+        "packetflow_routed_total 1.0",
+        'packetflow_packets_total{element="df:mine",status="success"} 1.0',
+        'packetflow_packets_total{element="df:transform",status="success"} 1.0',
+        'packetflow_refusals_total{code="PF001"} 1.0',
+        'packetflow_element_reactors{element="df:mine"} 1.0',
+        'packetflow_latency_seconds_count{element="df:mine"} 1.0',
+        'packetflow_reactor_outstanding{reactor="r1"} 0.0',
+    ):
+        assert line in text, line
+
+
+async def test_metrics_ask_for_credentials_where_links_must() -> None:
+    from tests.test_access import ROLES, TOKENS, identities
+
+    from packetflow import Access
+
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1", access=Access.of(ROLES, identities())) as gateway:
+        assert (await get(gateway, "/healthz"))[0] == 200
+        assert (await get(gateway, "/metrics"))[0] == 401
+        status, _ = await get(gateway, "/metrics", {"Authorization": f"Bearer {TOKENS['client']}"})
+        assert status == 200
+
+
+async def test_a_name_from_outside_cannot_break_the_metrics(gateway: Gateway) -> None:
+    async with gateway, Reactor(gateway.endpoint, name='evil"} 1\nforged 7') as _:
+        await gateway.wait_for_reactor('evil"} 1\nforged 7')
+        assert "\nforged 7" not in metrics(gateway)
+
+
+async def test_top_shows_elements_and_reactors(gateway: Gateway, reactor: Reactor) -> None:
+    reactor.register("df", "mine", lambda data: data)
+    while not gateway.switch.reactors_for("df:mine"):
+        await asyncio.sleep(0.001)
+    before = await asyncio.to_thread(fetch, gateway.endpoint, None)
+    for _ in range(10):
+        await reactor.call("df", "mine", 1)
+    now = await asyncio.to_thread(fetch, gateway.endpoint, None)
+    shown = render_top(gateway.endpoint, now, Snapshot(now.at - 1, before.values))
+    row = next(line for line in shown.splitlines() if line.startswith("df:mine"))
+    assert row.split()[1] == "10"
+    assert any(line.startswith("r1 ") for line in shown.splitlines())
+    done = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-m", "packetflow", "top", "--once", "--interval", "0.1", "--endpoint", gateway.endpoint,
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    out, _ = await done.communicate()
+    assert done.returncode == 0
+    assert b"df:mine" in out
+
+
+# ---------------------------------------------------------------- traces and logs
+
+
+def test_only_valid_traceparents_count() -> None:
+    assert trace_id_of(TRACE) == "0af7651916cd43dd8448eb211c80319c"
+    for bad in (None, 5, "", TRACE.upper(), TRACE + "-x", TRACE.replace("0af7651916cd43dd8448eb211c80319c", "0" * 32)):
+        assert trace_id_of(bad) is None
+
+
+async def test_a_trace_is_kept_and_passed_on_across_the_gateway(gateway: Gateway) -> None:
+    seen: dict[str, Any] = {}
+    async with gateway, Reactor(gateway.endpoint, name="w") as worker, Reactor(gateway.endpoint) as client:
+        worker.use(trace_context)
+
+        @worker.register("df", "outer")
+        async def outer(data: Any) -> Any:
+            seen["outer"] = current_traceparent()
+            nested = inject({"group": "df", "element": "inner"})
+            return (await worker.submit(nested)).data
+
+        @worker.register("df", "inner")
+        async def inner(data: Any, packet: Packet) -> str:
+            seen["inner"] = packet.metadata["traceparent"]
+            return "done"
+
+        while not gateway.switch.reactors_for("df:inner"):
+            await asyncio.sleep(0.001)
+        packet = Packet("df", "outer", metadata={"traceparent": TRACE})
+        assert (await client.submit(packet)).data == "done"
+    assert trace_id_of(seen["outer"]) == trace_id_of(seen["inner"]) == trace_id_of(TRACE)
+    assert current_traceparent() is None
+    assert trace_id_of(inject({"group": "df", "element": "x"})["metadata"]["traceparent"]) is not None
+
+
+async def test_opentelemetry_spans_where_the_package_is() -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter = InMemorySpanExporter()
+    provider = trace.get_tracer_provider()
+    if not isinstance(provider, TracerProvider):
+        provider = TracerProvider()
+        trace.set_tracer_provider(provider)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    async with pair() as (gateway, reactor):
+        reactor.use(trace_context)
+        reactor.register("df", "x", lambda data: data)
+        await gateway.submit(Packet("df", "x", 1, metadata={"traceparent": TRACE}, id="p"), reactor="reactor")
+    (span,) = [one for one in exporter.get_finished_spans() if one.attributes["packetflow.packet_id"] == "p"]
+    assert span.name == "df:x"
+    assert f"{span.context.trace_id:032x}" == trace_id_of(TRACE)
+
+
+def test_logs_for_machines_are_one_object_a_line() -> None:
+    record = logging.LogRecord("packetflow.gateway", logging.WARNING, "", 0, "lost %s", ("x\ny",), None)
+    record.packet_id = "p"
+    entry = json.loads(JsonFormatter().format(record))
+    assert (entry["level"], entry["message"], entry["packet_id"]) == ("warning", "lost x\ny", "p")
+
+
+def test_a_flood_of_records_is_cut_and_says_so() -> None:
+    limit = RateLimit(3)
+    records = [logging.LogRecord("x", 20, "", 0, "n", (), None) for _ in range(10)]
+    for record in records:
+        record.created = 100.0
+    assert [limit.filter(record) for record in records] == [True] * 3 + [False] * 7
+    last = logging.LogRecord("x", 20, "", 0, "n", (), None)
+    last.created = 101.0
+    assert limit.filter(last)
+    assert last.getMessage() == "n [7 records before this one left out]"
