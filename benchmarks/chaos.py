@@ -49,7 +49,7 @@ async def serve_worker(port: int, log: str) -> None:
         f"ws://127.0.0.1:{port}/packetflow/v1", name=f"w{os.getpid()}", heartbeat=HEARTBEAT, silence=SILENCE
     )
     # unbuffered: a killed process must not take its notes with it
-    with open(log, "ab", buffering=0) as notes:
+    with open(log, "ab", buffering=0) as notes:  # noqa: ASYNC230 - notes of 1 KiB
         pending: list[bytes] = []
 
         @worker.register("df", "work")

@@ -4,11 +4,9 @@ import asyncio
 import sys
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.object cimport PyObject, Py_EQ, PyObject_RichCompareBool
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memcmp
 
 from pfcore.engine cimport Acceptor, Engine
 from pfcore.packets cimport Packet, new_packet

@@ -111,7 +111,8 @@ cdef class Engine(Canceller):
         self.silence_ns = <int64_t>(silence * 1e9)
         self.out = OutputBuffer(masked=client, limit=max_buffer)
         self.reader = FrameReader(max_depth=max_depth)
-        self.pending = PendingTable(bound=max_pending, most_seq=9007199254740991 if client else FIRST_ROUTED - 1, now=now)
+        self.pending = PendingTable(bound=max_pending, most_seq=9007199254740991 if client else FIRST_ROUTED - 1,
+                                    now=now)
         self.waiting = PriorityHeap()  # bounded by `pending`, which holds the same submits
         self.delayed = PriorityHeap()
         self.inbound = PendingTable(bound=1 << 24, now=now)
@@ -728,7 +729,7 @@ cdef class Engine(Canceller):
             self._settle(reply)
             slot = self.pending.due(now)
         while self.delayed.size > 0 and len(self.delayed) > 0 and (<tuple>self.delayed.peek())[1] <= now:
-            reply, due = self.delayed.pop()
+            reply, _ = self.delayed.pop()
             reply.entry = self.waiting.push((reply, reply.frame), reply.priority)
         slot = self.inbound.due(now)
         while slot >= 0:

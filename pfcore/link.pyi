@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from pfcore.engine import Engine
 
-__all__ = ["PICOWS_VERSION", "Link", "MessageLink"]
+__all__ = ["PICOWS_VERSION", "Gate", "Link", "MessageLink"]
 
 PICOWS_VERSION: Final[str]
 

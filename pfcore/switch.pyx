@@ -7,9 +7,18 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from pfcore.buffers cimport OP_TEXT, OutputBuffer
-from pfcore.dispatch cimport Dispatcher, Job
-from pfcore.engine cimport FIRST_ROUTED, GOOD_WRITE, LEAST_WRITE, WRITE_PER_SUBMIT, Acceptor, DropReason, Engine, EngineState
-from pfcore.heap cimport HeapEntry, PriorityHeap
+from pfcore.dispatch cimport Job
+from pfcore.engine cimport (
+    FIRST_ROUTED,
+    GOOD_WRITE,
+    LEAST_WRITE,
+    WRITE_PER_SUBMIT,
+    Acceptor,
+    DropReason,
+    Engine,
+    EngineState,
+)
+from pfcore.heap cimport PriorityHeap
 from pfcore.ids cimport ID_LENGTH, hash_key, write_id
 from pfcore.keys cimport KeyTable, Keyed
 from pfcore.ledger cimport Ledger, Outcome
@@ -296,7 +305,7 @@ cdef class Switch(Acceptor):
         for key in keys:
             if type(key) is not str or len(names) >= self.max_routes:
                 continue
-            group, colon, element = key.partition(":")
+            group, _, element = key.partition(":")
             route = self._make_route(group, element)
             if route is None:
                 continue
@@ -844,7 +853,7 @@ cdef class Switch(Acceptor):
 
     cdef int _place(self, Flight flight, FrameReader reader, int64_t now) except -1:
         """Finds the flight its reactor. `reader`: the packet, where it is not held yet."""
-        cdef bint some, sticky
+        cdef bint some
         cdef Route route = flight.route, other
         cdef Member target = self._choose(route, flight, flight.origin, flight.key_hash, flight.has_key, &some)
         if target is not None:
@@ -1006,7 +1015,6 @@ cdef class Switch(Acceptor):
         cdef PriorityHeap best
         cdef Flight flight, head
         cdef Route route
-        cdef bint urgent
         while self.queued > 0 and member.room(True) and not member.draining and not member.gone:
             best = None
             head = None
@@ -1293,8 +1301,6 @@ cdef class Switch(Acceptor):
         cdef Principal principal
         cdef Flight flight
         cdef bint success = code is None
-        cdef bint clash
-        cdef object other
         cdef bytes own
         cdef int64_t now = engine.now
         if member is None:
@@ -1350,7 +1356,6 @@ cdef class Switch(Acceptor):
     cdef int drop(self, Engine engine, object job, int why) except -1:
         """A job of the dispatcher's is wanted no more, or its link has gone."""
         cdef Flight flight = <Flight>(<Job>job).flight
-        cdef Member member = <Member>engine.member
         cdef bytes packet_id
         if flight is None or flight.state != FlightState.LOCAL or flight.engine is not engine:
             return self.dispatcher.drop(engine, job, why)
@@ -1522,7 +1527,6 @@ cdef class Switch(Acceptor):
         """Deadlines. Call at the time that `arm` was called with."""
         cdef int32_t slot
         cdef Flight flight
-        cdef Member target
         self.now = now
         self.in_batch = True
         self.armed = -1
@@ -1623,4 +1627,3 @@ cdef class Switch(Acceptor):
                 self._leave_target(flight)
                 self._fail(flight, code, message, None, now)
         self._flush_dirty()
-

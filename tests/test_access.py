@@ -178,9 +178,8 @@ async def test_half_open_handshakes_are_reaped_while_good_ones_go_through() -> N
         async with Reactor(gateway.endpoint) as reactor:
             assert reactor.connected
             for reader, writer in half:
-                with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-                    while True:
-                        await reader.readexactly(1)
+                with contextlib.suppress(ConnectionError):
+                    await reader.read()  # to the end
                 writer.transport.abort()
             assert reactor.connected
 

@@ -20,13 +20,13 @@ import pytest
 
 from packetflow import Gateway, Packet, Reactor, run
 from packetflow.cli.top import Snapshot, fetch, render_top
+from packetflow.errors import PacketFlowError
 from packetflow.gateway import hash_token, new_token
 from packetflow.gateway.config import ConfigError, load_config
 from packetflow.gateway.web import metrics
 from packetflow.logs import JsonFormatter, RateLimit
 from packetflow.testing import pair
 from packetflow.tracing import current_traceparent, inject, trace_context, trace_id_of
-from packetflow.errors import PacketFlowError
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -225,9 +225,8 @@ async def test_health_readiness_and_metrics_on_the_same_port(gateway: Gateway, r
 
 
 async def test_metrics_ask_for_credentials_where_links_must() -> None:
-    from tests.test_access import ROLES, TOKENS, identities
-
     from packetflow import Access
+    from tests.test_access import ROLES, TOKENS, identities
 
     async with Gateway("ws://127.0.0.1:0/packetflow/v1", access=Access.of(ROLES, identities())) as gateway:
         assert (await get(gateway, "/healthz"))[0] == 200

@@ -11,7 +11,6 @@ import pytest
 
 from packetflow import (
     ConnectionLost,
-    DependencyFailed,
     Gateway,
     NoHandler,
     Overloaded,

@@ -57,9 +57,9 @@ def _quantile(now: Snapshot, before: Snapshot | None, element: str, share: float
     buckets = []
     for labels, value in now.values.get("packetflow_latency_seconds_bucket", {}).items():
         if element in labels:
-            bound = next(label for label in labels if label != element)
+            bucket = next(label for label in labels if label != element)
             earlier = before.get("packetflow_latency_seconds_bucket", *labels) if before else 0.0
-            buckets.append((float(bound), value - earlier))
+            buckets.append((float(bucket), value - earlier))
     buckets.sort()
     if not buckets or buckets[-1][1] <= 0:
         return 0.0

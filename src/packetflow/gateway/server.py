@@ -449,7 +449,7 @@ class Gateway(HandlerRegistry):
         return peer
 
     def submit(self, packet: Packet | Mapping[str, Any], *, reactor: str | None = None, retry: int | bool = 0) -> Reply:
-        """As `Reactor.submit`: routed, or to the connected reactor named `reactor`, `ConnectionLost` if there is none."""
+        """As `Reactor.submit`: routed, or to the reactor named `reactor`, `ConnectionLost` if none is connected."""
         return (self._inside if reactor is None else self._peer(reactor)).submit(packet, retry=retry)
 
     def call(
@@ -463,7 +463,7 @@ class Gateway(HandlerRegistry):
         timeout_ms: int | None = None,
         retry: int | bool = 0,
     ) -> Reply:
-        """As `Reactor.call`: routed, or to the connected reactor named `reactor`, `ConnectionLost` if there is none."""
+        """As `Reactor.call`: routed, or to the reactor named `reactor`, `ConnectionLost` if none is connected."""
         to = self._inside if reactor is None else self._peer(reactor)
         return to.call(group, element, data, priority=priority, timeout_ms=timeout_ms, retry=retry)
 
