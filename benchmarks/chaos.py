@@ -43,10 +43,10 @@ async def serve_gateway(port: int) -> None:
     await gateway.serve_forever()
 
 
-async def serve_worker(port: int, log: str) -> None:
+async def serve_worker(port: int, log: str, heartbeat: float = HEARTBEAT, silence: float = SILENCE) -> None:
     """Handles df:work, and notes the id of every packet that it ran."""
     worker = Reactor(
-        f"ws://127.0.0.1:{port}/packetflow/v1", name=f"w{os.getpid()}", heartbeat=HEARTBEAT, silence=SILENCE
+        f"ws://127.0.0.1:{port}/packetflow/v1", name=f"w{os.getpid()}", heartbeat=heartbeat, silence=silence
     )
     # unbuffered: a killed process must not take its notes with it
     with open(log, "ab", buffering=0) as notes:  # noqa: ASYNC230 - notes of 1 KiB
@@ -361,6 +361,7 @@ def main() -> None:
     parser.add_argument("--outstanding", type=int, default=256, help="packets under way for each of three clients")
     parser.add_argument("--gateway", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--frozen-worker", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--client", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
@@ -369,6 +370,9 @@ def main() -> None:
             return
         if options.worker:
             run(serve_worker(int(options.worker[0]), options.worker[1]))
+            return
+        if options.frozen_worker:
+            run(serve_worker(int(options.frozen_worker[0]), options.frozen_worker[1], 30.0, 20.0))
             return
         if options.client:
             run(run_client(options.client))

@@ -114,6 +114,7 @@ cdef class Dispatcher(Acceptor):
         int64_t slice_ends           # ns; inline handlers stop there and the rest queues
         object idle                  # Future or None: set when nothing runs or waits
         object on_slow               # callable(key, ms) or None
+        object on_error              # callable(key, packet id, exception) or None
         # -- counts
         readonly int64_t completed
         readonly int64_t failed
@@ -132,6 +133,8 @@ cdef class Dispatcher(Acceptor):
     cdef int _answer_error(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id,
                            Py_ssize_t n, Job job, object error, int64_t started) except -1
     cdef Worker _take_worker(self)
+    cdef int _tell_error(self, Engine engine, Handler handler, const unsigned char* packet_id, Py_ssize_t n,
+                         Job job, object error) except -1
     cdef int _job_done(self, Job job) except -1
     cdef int _find_lane(self, Handler handler, FrameReader reader) except -1
     cdef int _leave_lane(self, Job job) except -1

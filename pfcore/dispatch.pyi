@@ -44,6 +44,7 @@ class Dispatcher(Acceptor):
         max_queue_bytes: int = 67_108_864,
         expose_errors: bool = True,
         on_slow: Callable[[str, int], object] | None = None,
+        on_error: Callable[[str, str, BaseException], object] | None = None,
     ) -> None: ...
     @property
     def concurrency(self) -> int: ...

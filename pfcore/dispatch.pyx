@@ -6,7 +6,7 @@ import sys
 cimport cython
 from cpython.object cimport PyObject, Py_EQ, PyObject_RichCompareBool
 from cpython.ref cimport Py_INCREF
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from pfcore.engine cimport Acceptor, Engine
 from pfcore.packets cimport Packet, new_packet
@@ -327,11 +327,12 @@ cdef class Dispatcher(Acceptor):
     wait (default 8,192), `max_queue_bytes`: and their bytes (default 64 MiB);
     beyond them the answer is PF429. `expose_errors`: handlers' exception texts
     go to the submitter (default True). `on_slow`: called with ``(key, ms)``
-    after a handler kept the loop for over 100 ms.
+    after a handler kept the loop for over 100 ms. `on_error`: called with ``(key,
+    packet id, exception)`` when a handler raised anything but a `PacketFlowError`.
     """
 
     def __init__(self, *, Py_ssize_t concurrency=1024, Py_ssize_t max_queue=8192,
-                 Py_ssize_t max_queue_bytes=67108864, bint expose_errors=True, on_slow=None):
+                 Py_ssize_t max_queue_bytes=67108864, bint expose_errors=True, on_slow=None, on_error=None):
         if concurrency < 1:
             raise ValueError(f"concurrency: expected at least 1, got {concurrency}")
         if max_queue < 0:
@@ -341,6 +342,7 @@ cdef class Dispatcher(Acceptor):
         self.max_queue_bytes = max_queue_bytes
         self.expose_errors = expose_errors
         self.on_slow = on_slow
+        self.on_error = on_error
         self.queue = PriorityHeap()
         self.lanes = {}
         self.handlers = KeyTable()
@@ -733,15 +735,31 @@ cdef class Dispatcher(Acceptor):
         elif isinstance(error, _CancelledError):
             message = "the handler was cancelled"
         elif self.expose_errors:
+            if self.on_error is not None:
+                self._tell_error(engine, handler, packet_id, n, job, error)
             try:
                 message = str(error) or type(error).__name__
             except Exception:
                 message = type(error).__name__
         else:
+            if self.on_error is not None:
+                self._tell_error(engine, handler, packet_id, n, job, error)
             message = "the handler failed"
         if job is None:
             return engine.respond_error(seq, packet_id, n, code, message, details, took)
         engine.finish_error(job.number, seq, code, message, details, took)
+        return 0
+
+    cdef int _tell_error(self, Engine engine, Handler handler, const unsigned char* packet_id, Py_ssize_t n,
+                         Job job, object error) except -1:
+        cdef int32_t slot
+        if job is not None:
+            slot = engine.inbound.find_seq(job.number)
+            if slot < 0:
+                return 0  # nobody waits for it any more
+            packet_id = engine.inbound.id_of(slot)
+            n = engine.inbound.entries[slot].id_length
+        self.on_error(handler.key, text_to_str(packet_id, n, False), error)
         return 0
 
     cdef int _job_done(self, Job job) except -1:

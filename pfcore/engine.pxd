@@ -117,6 +117,8 @@ cdef class Engine(Canceller):
         int64_t now                  # the latest `now`
         public int64_t wall_offset   # ns from `now` to the Unix epoch's clock, for heartbeats' timestamps
         int64_t earliest             # `wake_at` as far as it is known, -1: look
+        bint was_lost                # it was disconnected at least once
+        int64_t came_back            # when the connection was made again after a loss, 0: not yet
         int64_t last_heard           # when a byte last came
         int64_t ping_sent            # when we last pinged into silence, -1
         int64_t next_heartbeat

@@ -42,6 +42,9 @@ cdef enum:
     CLOSE_GOING_AWAY = 1001
 
 
+cdef int64_t COMING_BACK_NS = 10000000000
+
+
 cdef class Acceptor:
     """Base of what handles a connection's incoming packets."""
 
@@ -130,6 +133,8 @@ cdef class Engine(Canceller):
         """The handshake is done: the first heartbeat goes out, and what waited follows."""
         if self.state != EngineState.OFFLINE:
             raise RuntimeError(f"connected: expected an offline engine, it is {self.state_name}")
+        if self.was_lost:
+            self.came_back = now
         self.state = EngineState.OPEN
         self.now = now
         self.fatal = 0
@@ -151,6 +156,7 @@ cdef class Engine(Canceller):
         if self.state != EngineState.OPEN:
             return
         self.state = EngineState.OFFLINE
+        self.was_lost = True
         self.now = now
         self.out.release()
         self._fail_sent("PF502", message, False)
@@ -229,7 +235,14 @@ cdef class Engine(Canceller):
         """Is this refused submit to be sent again? Then it waits for its time."""
         cdef object after = None
         cdef int64_t due
-        if reply.frame is None or reply.retries <= 0 or code not in ("PF429", "PF502", "PF503"):
+        if reply.frame is None or reply.retries <= 0:
+            return False
+        if code == "PF001":
+            # a gateway that we have only just come (back) to may not know yet who else will
+            if self.came_back == 0 or self.now - self.came_back > COMING_BACK_NS:
+                return False
+            details = {"retry_after_ms": 4 * RETRY_MS}
+        elif code not in ("PF429", "PF502", "PF503"):
             return False
         reply.retries -= 1
         if isinstance(details, dict):

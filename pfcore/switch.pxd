@@ -157,6 +157,7 @@ cdef class Switch(Acceptor):
         Engine inner             # the gateway's own side: answers nobody else wants go there
         object permit            # callable(key) -> (submit, handle, replace) masks
         object aliases           # mapping: "df:tr" -> "df:transform"
+        object on_failure        # callable(code, message, key, id, principal, traceparent) or None
         object arm               # callable(ns): a deadline that comes before all others
         int64_t armed            # ns, -1
         int64_t now

@@ -75,6 +75,7 @@ class Switch(Acceptor):
         max_held: int = 67_108_864,
         max_routes: int = 16_384,
         ledger: Ledger | None = None,
+        on_failure: Callable[[str, str, str, str, str | None, object], object] | None = None,
         seed: int = 1,
         now: int = 0,
     ) -> None: ...

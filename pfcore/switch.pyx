@@ -210,11 +210,12 @@ cdef class Switch(Acceptor):
     under way (default 262,144). `max_queue`: packets that wait for one element
     or reactor (default 16,384); `max_held`: bytes of payloads kept meanwhile
     (default 64 MiB). `max_routes`: elements known at once (default 16,384).
-    `inner`: the gateway's end of its own loopback link.
+    `on_failure`: called with ``(code, message, key, id, principal, traceparent or
+    None)`` for every packet that the switch itself refuses or fails.
     """
 
     def __init__(self, dispatcher not None, permit, *, aliases=None, arm=None, Py_ssize_t max_flights=262144,
-                 Py_ssize_t max_queue=16384, Py_ssize_t max_held=67108864, Py_ssize_t max_routes=16384, ledger=None,
+                 Py_ssize_t max_queue=16384, Py_ssize_t max_held=67108864, Py_ssize_t max_routes=16384, ledger=None, on_failure=None,
                  uint64_t seed=1, int64_t now=0):
         if max_queue < 1 or max_held < 1 or max_routes < 1:
             raise ValueError("max_queue, max_held, max_routes: expected at least 1")
@@ -222,6 +223,7 @@ cdef class Switch(Acceptor):
         self.permit = permit
         self.aliases = aliases or {}
         self.arm = arm
+        self.on_failure = on_failure
         self.routes = KeyTable()
         self.table = PendingTable(bound=max_flights, first_seq=FIRST_ROUTED, now=now)
         self.ledger = Ledger() if ledger is None else ledger
@@ -647,7 +649,26 @@ cdef class Switch(Acceptor):
     cdef int _refuse_packet(self, Engine engine, FrameReader reader, object code, object message,
                             object details) except -1:
         self.refusals[code] = self.refusals.get(code, 0) + 1
+        if self.on_failure is not None:
+            self._tell_refusal(engine, reader, code, message)
         return engine.respond_error(reader.seq, reader.id.p, reader.id.n, code, message, details, 0)
+
+    def _tell_refusal(self, Engine engine, FrameReader reader, code, message):
+        cdef Member member = <Member>engine.member
+        metadata = reader.decode(F_METADATA)
+        self.on_failure(
+            code, message,
+            f"{group_code(reader.group)}:{text_to_str(reader.element.p, reader.element.n, True)}",
+            text_to_str(reader.id.p, reader.id.n, False), member.principal.name if member is not None else None,
+            metadata.get("traceparent") if isinstance(metadata, dict) else None)
+
+    def _tell_failure(self, Flight flight, code, message, bytes packet_id):
+        metadata = None
+        if flight.held != NULL and flight.length > flight.head:
+            self._read_held(flight, 1)
+            metadata = self.again.decode(F_METADATA)
+        self.on_failure(code, message, flight.route.key, packet_id.decode("utf-8", "replace"), flight.principal.name,
+                        metadata.get("traceparent") if isinstance(metadata, dict) else None)
 
     cdef Flight _flight_of(self, int32_t number, const unsigned char* packet_id, Py_ssize_t n, bint* clash):
         """The principal's flight of that id. `clash`: someone else has one of the same id."""
@@ -1169,6 +1190,8 @@ cdef class Switch(Acceptor):
         if details is not None:
             error["details"] = details
         self.refusals[code] = self.refusals.get(code, 0) + 1
+        if self.on_failure is not None:
+            self._tell_failure(flight, code, message, packet_id)
         try:
             put_failure_payload(out, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id),
                                 error, 0, 64)

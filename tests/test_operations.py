@@ -335,3 +335,29 @@ def test_a_flood_of_records_is_cut_and_says_so() -> None:
     last.created = 101.0
     assert limit.filter(last)
     assert last.getMessage() == "n [7 records before this one left out]"
+
+
+async def test_a_failing_handler_is_logged_with_its_packet(
+    gateway: Gateway, reactor: Reactor, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(30):
+        await reactor.submit(Packet("df", "fail", "boom", id=f"p{_}"))
+    records = [record for record in caplog.records if "df:fail failed" in record.getMessage()]
+    assert 10 <= len(records) <= 20, "at most ten a second"
+    assert records[0].packet_id == "p0"
+    assert records[0].exc_info is not None
+    assert "boom" in str(records[0].exc_info[1])
+
+
+async def test_refused_and_failed_packets_are_logged_with_packet_and_trace(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "packetflow.gateway"):
+        async with Gateway("ws://127.0.0.1:0/packetflow/v1") as gateway, Reactor(gateway.endpoint) as reactor:
+            gateway.register("df", "x", lambda data: data)
+            await reactor.submit(Packet("df", "none", id="p1", metadata={"traceparent": TRACE}))
+            await reactor.submit(Packet("df", "x", id="p2", dependencies=["never"], timeout_ms=20,
+                                        metadata={"traceparent": TRACE}))  # fmt: skip
+    found = {
+        (record.packet_id, record.code): record.trace_id for record in caplog.records if hasattr(record, "packet_id")
+    }
+    assert found[("p1", "PF001")] == trace_id_of(TRACE)
+    assert found[("p2", "PF424")] == trace_id_of(TRACE)

@@ -6,7 +6,9 @@ import json
 import logging
 import time
 
-__all__ = ["JsonFormatter", "RateLimit"]
+__all__ = ["HandlerErrors", "JsonFormatter", "RateLimit", "warn_slow"]
+
+log = logging.getLogger("packetflow.handlers")
 
 _FIELDS = ("packet_id", "trace_id", "element", "code", "principal", "reactor", "address")
 
@@ -53,3 +55,37 @@ class RateLimit(logging.Filter):
             record.args = None
             self._left_out = 0
         return True
+
+
+def warn_slow(key: str, milliseconds: int) -> None:
+    """The warning for a handler that kept the loop from everything else."""
+    log.warning(
+        'the handler for %s kept the event loop for %d ms: make it async, or give it offload="thread" or "process"',
+        key,
+        milliseconds,
+    )
+
+
+class HandlerErrors:
+    """Logs what handlers raise, with the traceback: at most ten a second, for a log costs more than a packet."""
+
+    MOST = 10
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._count = 0
+
+    def __call__(self, key: str, packet_id: str, error: BaseException) -> None:
+        second = int(time.monotonic())
+        if second != self._second:
+            if self._count > self.MOST:
+                log.error("%d more failures of handlers were not logged", self._count - self.MOST)
+            self._second, self._count = second, 0
+        self._count += 1
+        if self._count <= self.MOST:
+            log.error(
+                "the handler for %s failed",
+                key,
+                exc_info=(type(error), error, error.__traceback__),
+                extra={"packet_id": packet_id, "element": key},
+            )

@@ -17,6 +17,7 @@ import picows
 from packetflow.endpoint import Endpoint, parse_endpoint
 from packetflow.errors import ConnectionLost, Forbidden, PacketFlowError, Unauthenticated
 from packetflow.handlers import HandlerRegistry
+from packetflow.logs import HandlerErrors, warn_slow
 from packetflow.model import Result
 from pfcore.client import Submitter
 from pfcore.dispatch import Dispatcher
@@ -29,15 +30,6 @@ log = logging.getLogger("packetflow.reactor")
 
 _FIRST_DELAY = 0.05
 _LONGEST_DELAY = 5.0
-
-
-def warn_slow(key: str, milliseconds: int) -> None:
-    """The warning for a handler that kept the loop from everything else."""
-    log.warning(
-        "the handler for %s kept the event loop for %d ms: make it async, or move its work to a thread",
-        key,
-        milliseconds,
-    )
 
 
 class Reactor(Submitter, HandlerRegistry):
@@ -88,7 +80,11 @@ class Reactor(Submitter, HandlerRegistry):
         self._current = 0
         self._token = token
         self._dispatcher = Dispatcher(
-            concurrency=concurrency, max_queue=max_queue, expose_errors=expose_errors, on_slow=warn_slow
+            concurrency=concurrency,
+            max_queue=max_queue,
+            expose_errors=expose_errors,
+            on_slow=warn_slow,
+            on_error=HandlerErrors(),
         )
         self._settings: dict[str, Any] = {
             "name": name,

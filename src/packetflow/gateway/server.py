@@ -20,8 +20,9 @@ from packetflow.gateway.access import GATEWAY_ROLE, Access, principals
 from packetflow.gateway.peer import Peer
 from packetflow.gateway.web import respond
 from packetflow.handlers import HandlerRegistry
+from packetflow.logs import HandlerErrors, warn_slow
 from packetflow.model import SHORT_ELEMENTS, Packet
-from packetflow.reactor import warn_slow
+from packetflow.tracing import trace_id_of
 from pfcore.client import Submitter
 from pfcore.dispatch import Dispatcher
 from pfcore.engine import Engine
@@ -102,7 +103,11 @@ class Gateway(HandlerRegistry):
                 "listen on 127.0.0.1, give ssl= or access=, or say insecure=True"
             )
         self._dispatcher = Dispatcher(
-            concurrency=concurrency, max_queue=max_queue, expose_errors=expose_errors, on_slow=warn_slow
+            concurrency=concurrency,
+            max_queue=max_queue,
+            expose_errors=expose_errors,
+            on_slow=warn_slow,
+            on_error=HandlerErrors(),
         )
         self._switch = Switch(
             self._dispatcher,
@@ -112,6 +117,7 @@ class Gateway(HandlerRegistry):
             max_flights=max_flights,
             max_queue=max_waiting,
             ledger=Ledger(bound=max_remembered),
+            on_failure=_log_failure if log.isEnabledFor(logging.INFO) else None,
             seed=random.getrandbits(63),
             now=time.monotonic_ns(),
         )
@@ -466,6 +472,22 @@ class Gateway(HandlerRegistry):
         """As `Reactor.call`: routed, or to the reactor named `reactor`, `ConnectionLost` if none is connected."""
         to = self._inside if reactor is None else self._peer(reactor)
         return to.call(group, element, data, priority=priority, timeout_ms=timeout_ms, retry=retry)
+
+
+def _log_failure(code: str, message: str, key: str, packet_id: str, principal: str | None, traceparent: object) -> None:
+    log.info(
+        "%s for %s: %s",
+        code,
+        key,
+        message,
+        extra={
+            "packet_id": packet_id,
+            "trace_id": trace_id_of(traceparent),
+            "element": key,
+            "code": code,
+            "principal": principal,
+        },
+    )
 
 
 def _refuse(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Any:

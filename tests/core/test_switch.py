@@ -1,0 +1,199 @@
+"""The switch in simulated time, without sockets: whatever happens, every submit ends once."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pfcore.dispatch import Dispatcher, Handler
+from pfcore.engine import Engine
+from pfcore.switch import Principal, Switch
+from tests.wire import messages
+
+MS = 1_000_000
+SECOND = 1000 * MS
+ALL = (1 << 64) - 1
+
+
+class Simulation:
+    """A switch and links that come, speak and go; `answers` has what each link was told, by seq."""
+
+    def __init__(self) -> None:
+        self.now = 1000 * SECOND
+        self.dispatcher = Dispatcher()
+        self.dispatcher.register(Handler("df", "own", lambda data: data))
+        self.dispatcher.register(Handler("df", "fails", lambda data: 1 / 0))
+        self.dispatcher.start(None)
+        self.switch = Switch(self.dispatcher, lambda key: (ALL, ALL, ALL), aliases={"df:tr": "df:transform"})
+        self.switch.start(0)
+        self.switch.handlers_changed()
+        self.links: dict[int, Engine] = {}
+        self.asked: dict[int, set[int]] = {}
+        self.answers: dict[int, list[dict[str, Any]]] = {}
+        self.work: dict[int, list[dict[str, Any]]] = {}
+        self.count = 0
+
+    def join(self, handles: list[str] | None = None, principal: int = 2, window: int = 4096) -> int:
+        self.count += 1
+        engine = Engine(client=False, acceptor=self.switch, on_heartbeat=self.switch.update, window=window)
+        self.switch.admit(engine, Principal(f"p{principal}", principal, 1), handles)
+        engine.connected(self.now)
+        self.switch.join(engine)
+        self.links[self.count] = engine
+        self.asked[self.count], self.answers[self.count], self.work[self.count] = set(), [], []
+        self.collect()
+        return self.count
+
+    def leave(self, link: int) -> None:
+        engine = self.links.pop(link)
+        engine.disconnected("gone", self.now)
+        self.switch.leave(engine, self.now)
+        engine.close("PF502", "gone")
+        self.collect()
+
+    def tell(self, link: int, message: dict[str, Any] | bytes) -> None:
+        payload = message if isinstance(message, bytes) else json.dumps(message).encode()
+        self.links[link].receive_message(payload, self.now)
+        self.collect()
+
+    def collect(self) -> None:
+        for link, engine in self.links.items():
+            for message in messages(engine.take_output()):
+                if message["type"] == "submit":
+                    self.work[link].append(message)
+                elif message["type"] == "result":
+                    self.answers[link].append(message)
+                elif message["type"] == "error" and message["payload"].get("code") == "PF499":
+                    self.work[link] = [one for one in self.work[link] if one["seq"] != message["seq"]]
+
+    def submit(self, link: int, packet_id: str, element: str = "work", **fields: Any) -> int:
+        seq = len(self.asked[link]) + 1
+        self.asked[link].add(seq)
+        packet = {"version": "1.0", "id": packet_id, "group": "df", "element": element, "data": 1, "priority": 5}
+        self.tell(link, {"type": "submit", "seq": seq, "payload": packet | fields})
+        return seq
+
+    def answer(self, link: int, message: dict[str, Any], code: str | None = None, seq: int | None = None) -> None:
+        payload: dict[str, Any] = {"packet_id": message["payload"]["id"], "duration_ms": 0}
+        payload |= {"status": "success", "data": "done"} if code is None else {
+            "status": "error", "error": {"code": code, "message": "no"}}  # fmt: skip
+        self.tell(link, {"type": "result", "seq": message["seq"] if seq is None else seq, "payload": payload})
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += int(seconds * SECOND)
+        for engine in list(self.links.values()):
+            engine.heard(self.now)
+            engine.advance(self.now)
+        self.switch.advance(self.now)
+        self.collect()
+
+
+def test_a_flight_goes_there_and_back() -> None:
+    sim = Simulation()
+    client, worker = sim.join(), sim.join(["df:work"])
+    sim.submit(client, "a")
+    (message,) = sim.work[worker]
+    sim.answer(worker, message)
+    (answer,) = sim.answers[client]
+    assert (answer["seq"], answer["payload"]["packet_id"], answer["payload"]["data"]) == (1, "a", "done")
+    assert sim.switch.in_flight == 0
+
+
+def test_what_waited_is_handed_on_with_the_time_that_is_left() -> None:
+    sim = Simulation()
+    client, worker = sim.join(), sim.join(["df:work"])
+    sim.tell(worker, {"type": "heartbeat", "seq": 1, "payload": {"window": 1, "capabilities": ["df:work"]}})
+    sim.submit(client, "a", timeout_ms=10_000)
+    sim.submit(client, "b", timeout_ms=10_000)
+    first = sim.work[worker].pop()
+    sim.pass_time(4)
+    sim.answer(worker, first)
+    (second,) = sim.work[worker]
+    assert second["payload"]["timeout_ms"] == 6000
+
+
+def test_a_flights_deadline_is_kept_and_its_late_answer_dropped() -> None:
+    sim = Simulation()
+    client, worker = sim.join(), sim.join(["df:work"])
+    sim.submit(client, "a", timeout_ms=1000)
+    (message,) = sim.work[worker]
+    sim.pass_time(1.1)
+    (answer,) = sim.answers[client]
+    assert answer["payload"]["error"]["code"] == "PF408"
+    sim.answer(worker, message)
+    assert len(sim.answers[client]) == 1
+    assert sim.switch.late == 1
+
+
+IDS = st.sampled_from([f"id{n}" for n in range(12)])
+STEP = st.one_of(
+    st.tuples(st.just("join"), st.sampled_from([None, ["df:work"], ["df:work", "df:transform"], []])),
+    st.tuples(st.just("leave"), st.integers(0, 9)),
+    st.tuples(
+        st.just("submit"), st.integers(0, 9), IDS, st.sampled_from(["work", "own", "fails", "tr", "none"]),
+        st.sampled_from([None, {"retry": 2}, {"retry": True}]), st.lists(IDS, max_size=2),
+        st.sampled_from([None, 50, 5000]), st.integers(1, 10), st.integers(1, 3),
+    ),
+    st.tuples(st.just("answer"), st.integers(0, 9), st.integers(0, 9),
+              st.sampled_from([None, None, "PF001", "PF429", "PF500", "PF503"]), st.sampled_from([None, 0, 7])),
+    st.tuples(st.just("cancel"), st.integers(0, 9), IDS),
+    st.tuples(st.just("window"), st.integers(0, 9), st.integers(1, 3)),
+    st.tuples(st.just("time"), st.sampled_from([0.01, 0.2, 6.0])),
+    st.tuples(st.just("drain"), st.integers(0, 9)),
+)  # fmt: skip
+
+
+def play(steps: list[tuple[Any, ...]]) -> None:
+    """Runs a script; in the end every submit of a link that stayed has its one answer, or was cancelled."""
+    sim = Simulation()
+    excused: dict[int, set[int]] = {}
+    sim.join()
+    sim.join(["df:work"])
+    for step in steps:
+        kind, *rest = step
+        links = sorted(sim.links)
+        link = links[rest[0] % len(links)] if links and isinstance(rest[0], int) else None
+        if kind == "join":
+            sim.join(rest[0], principal=2 + sim.count % 2)
+        elif kind == "time":
+            sim.pass_time(rest[0])
+        elif link is None:
+            continue
+        elif kind == "leave":
+            sim.leave(link)
+        elif kind == "submit":
+            _, packet_id, element, metadata, needs, timeout, priority, data = rest
+            sim.submit(link, packet_id, element, metadata=metadata, dependencies=needs, timeout_ms=timeout,
+                       priority=priority, data=data)  # fmt: skip
+        elif kind == "answer" and sim.work[link]:
+            _, place, code, seq = rest
+            sim.answer(link, sim.work[link].pop(place % len(sim.work[link])), code, seq)
+        elif kind == "cancel":
+            answered = {one["seq"] for one in sim.answers[link]}
+            excused.setdefault(link, set()).update(sim.asked[link] - answered)
+            sim.tell(link, {"type": "error", "seq": 1, "payload": {"code": "PF499", "packet_id": rest[1]}})
+        elif kind == "window":
+            payload = {"window": rest[1], "capabilities": ["df:work"], "ext": ["cancel"]}
+            sim.tell(link, {"type": "heartbeat", "seq": 1, "payload": payload})
+        elif kind == "drain":
+            sim.switch.drain_member(next(m for m in sim.switch.links if m.engine is sim.links[link]))
+    for _ in range(4):
+        sim.pass_time(40)
+    assert sim.switch.in_flight == 0
+    assert sim.switch.queued == 0
+    assert all(member.outstanding == 0 and member.submitted == 0 for member in sim.switch.links)
+    assert all(route.in_flight == 0 for route in sim.switch.elements.values())
+    for link in sim.links:
+        seqs = [one["seq"] for one in sim.answers[link]]
+        assert len(seqs) == len(set(seqs)), "answered twice"
+        assert set(seqs) <= sim.asked[link]
+        assert sim.asked[link] - set(seqs) <= excused.get(link, set()), "never answered"
+
+
+@given(st.lists(STEP, max_size=60))
+@settings(max_examples=300)
+def test_every_submit_ends_once_whatever_comes_and_goes(steps: list[tuple[Any, ...]]) -> None:
+    play(steps)
