@@ -3,8 +3,9 @@
 #
 # A ring of `bound` outcomes in the order of their ending; the oldest makes way
 # for the newest. They are found by principal and id through an index of its
-# own, open addressing over 32 bits of hash and the place in the ring: to find
-# that an id is not known, which is nearly always, touches the index alone. The
+# own, open addressing over eight bits of hash and the place in the ring: to find
+# that an id is not known, which is nearly always, touches the index alone. That
+# is a miss of the cache all the same, so `expect` asks for it beforehand. The
 # payloads of their results lie in a ring of bytes of their own, which may run
 # out sooner: then the status is still known, the result no more.
 #
@@ -34,7 +35,7 @@ cdef struct Outcome:
 cdef class Ledger:
     cdef:
         Outcome* outcomes        # owned; a ring
-        uint64_t* index          # owned: tag << 32 | place + 1; 0 where it is empty; at most half full
+        uint32_t* index          # owned: 8 bits of tag, 24 of place + 1; 0 where it is empty; at most half full
         unsigned char* bytes     # owned; a ring
         int32_t bound            # outcomes at most; set once
         int32_t capacity         # outcomes allocated
@@ -45,10 +46,12 @@ cdef class Ledger:
         int64_t room             # bytes of the byte ring
         uint64_t key
 
-    cdef int record(self, int32_t principal, const unsigned char* packet_id, Py_ssize_t n, uint64_t fingerprint,
+    # Of a principal's id; what `find` and `record` are given. The index is on its way to the cache afterwards.
+    cdef uint32_t expect(self, int32_t principal, const unsigned char* packet_id, Py_ssize_t n) noexcept
+    cdef int record(self, uint32_t tag, int32_t principal, const unsigned char* packet_id, Py_ssize_t n, uint64_t fingerprint,
                     bint success, const unsigned char* payload, Py_ssize_t length, int64_t now) except -1
     # The outcome, or NULL; valid until the next `record`.
-    cdef Outcome* find(self, int32_t principal, const unsigned char* packet_id, Py_ssize_t n, int64_t now) noexcept
+    cdef Outcome* find(self, uint32_t tag, int32_t principal, const unsigned char* packet_id, Py_ssize_t n, int64_t now) noexcept
     # Its result's payload, or NULL where it is no longer kept.
     cdef const unsigned char* payload(self, const Outcome* outcome, int64_t now) noexcept
 

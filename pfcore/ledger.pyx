@@ -11,6 +11,16 @@ from pfcore.ids cimport hash_key
 cdef extern from "bytes_ops.h" nogil:
     uint64_t pf_hash(const unsigned char* p, size_t n, uint64_t key) noexcept
 
+cdef extern from *:
+    """
+    #if defined(__GNUC__) || defined(__clang__)
+    #define PF_PREFETCH(p) __builtin_prefetch(p)
+    #else
+    #define PF_PREFETCH(p) ((void)(p))
+    #endif
+    """
+    void PF_PREFETCH(const void* p) noexcept nogil
+
 __all__ = ["Ledger"]
 
 cdef enum:
@@ -30,8 +40,8 @@ cdef class Ledger:
     """
 
     def __cinit__(self, *, int32_t bound=100000, int64_t room=33554432):
-        if not 1 <= bound <= 1 << 24:
-            raise ValueError(f"bound: expected 1 to 2^24, got {bound}")
+        if not 1 <= bound <= 1 << 23:
+            raise ValueError(f"bound: expected 1 to 2^23, got {bound}")
         if not 0 <= room <= 1 << 32:
             raise ValueError(f"room: expected 0 to 2^32 bytes, got {room}")
         self.bound = bound
@@ -64,13 +74,13 @@ cdef class Ledger:
             self.bytes = <unsigned char*>malloc(<size_t>self.room)
             if self.bytes == NULL:
                 raise MemoryError()
-        memory = malloc(entries * sizeof(uint64_t))
+        memory = malloc(entries * sizeof(uint32_t))
         if memory == NULL:
             raise MemoryError()
         free(self.index)
-        self.index = <uint64_t*>memory
+        self.index = <uint32_t*>memory
         self.mask = entries - 1
-        memset(self.index, 0, entries * sizeof(uint64_t))
+        memset(self.index, 0, entries * sizeof(uint32_t))
         for place in range(self.capacity):
             if self.outcomes[place].ended != 0:
                 self._enter(self.outcomes[place].tag, place)
@@ -86,12 +96,12 @@ cdef class Ledger:
         cdef uint32_t at = tag & self.mask
         while self.index[at] != 0:
             at = (at + 1) & self.mask
-        self.index[at] = (<uint64_t>tag << 32) | <uint64_t>(place + 1)
+        self.index[at] = (tag & 0xFF000000) | <uint32_t>(place + 1)
 
     cdef void _forget(self, int32_t place) noexcept:
         cdef Outcome* outcome = &self.outcomes[place]
         cdef uint32_t at = outcome.tag & self.mask, home, following
-        while <int32_t>(self.index[at] & 0xFFFFFFFF) != place + 1:
+        while <int32_t>(self.index[at] & 0xFFFFFF) != place + 1:
             at = (at + 1) & self.mask
         # those behind it move up, unless they would then stand before their home
         following = at
@@ -99,18 +109,26 @@ cdef class Ledger:
             following = (following + 1) & self.mask
             if self.index[following] == 0:
                 break
-            home = <uint32_t>(self.index[following] >> 32) & self.mask
+            home = self.outcomes[(self.index[following] & 0xFFFFFF) - 1].tag & self.mask
             if ((following - home) & self.mask) >= ((following - at) & self.mask):
                 self.index[at] = self.index[following]
                 at = following
         self.index[at] = 0
-        free(outcome.long_id)
-        outcome.long_id = NULL
+        if outcome.long_id != NULL:
+            free(outcome.long_id)
+            outcome.long_id = NULL
         outcome.ended = 0
         self.count -= 1
 
-    cdef int record(self, int32_t principal, const unsigned char* packet_id, Py_ssize_t n, uint64_t fingerprint,
-                    bint success, const unsigned char* payload, Py_ssize_t length, int64_t now) except -1:
+    cdef uint32_t expect(self, int32_t principal, const unsigned char* packet_id, Py_ssize_t n) noexcept:
+        cdef uint32_t tag = <uint32_t>pf_hash(packet_id, <size_t>n, self.key + <uint64_t>principal)
+        if self.index != NULL:
+            PF_PREFETCH(&self.index[tag & self.mask])
+        return tag
+
+    cdef int record(self, uint32_t tag, int32_t principal, const unsigned char* packet_id, Py_ssize_t n,
+                    uint64_t fingerprint, bint success, const unsigned char* payload, Py_ssize_t length,
+                    int64_t now) except -1:
         cdef Outcome* outcome
         cdef int32_t place
         cdef int64_t start, at
@@ -130,7 +148,7 @@ cdef class Ledger:
             memcpy(outcome.long_id, packet_id, <size_t>n)
         else:
             memcpy(outcome.id, packet_id, <size_t>n)
-        outcome.tag = <uint32_t>pf_hash(packet_id, <size_t>n, self.key + <uint64_t>principal)
+        outcome.tag = tag
         outcome.fingerprint = fingerprint
         outcome.ended = now if now > 0 else 1
         outcome.principal = principal
@@ -145,24 +163,30 @@ cdef class Ledger:
             memcpy(self.bytes + start % self.room, payload, <size_t>length)
             self.written = start + length
             outcome.offset = start
+            PF_PREFETCH(self.bytes + (start + 4 * length) % self.room)
         self._enter(outcome.tag, place)
         self.count += 1
         self.at = place + 1
+        # the ring is larger than the cache: ask early for what is to be forgotten and overwritten next
+        if self.at + 4 < self.capacity:
+            PF_PREFETCH(&self.outcomes[self.at + 4])
+            PF_PREFETCH(<unsigned char*>&self.outcomes[self.at + 4] + 64)
+            if self.outcomes[self.at].ended != 0:
+                PF_PREFETCH(&self.index[self.outcomes[self.at].tag & self.mask])
         return 0
 
-    cdef Outcome* find(self, int32_t principal, const unsigned char* packet_id, Py_ssize_t n, int64_t now) noexcept:
-        cdef uint32_t tag, at
-        cdef uint64_t entry
+    cdef Outcome* find(self, uint32_t tag, int32_t principal, const unsigned char* packet_id, Py_ssize_t n,
+                       int64_t now) noexcept:
+        cdef uint32_t at, entry
         cdef Outcome* outcome
         if self.count == 0:
             return NULL
-        tag = <uint32_t>pf_hash(packet_id, <size_t>n, self.key + <uint64_t>principal)
         at = tag & self.mask
         while self.index[at] != 0:
             entry = self.index[at]
-            if <uint32_t>(entry >> 32) == tag:
-                outcome = &self.outcomes[<int32_t>(entry & 0xFFFFFFFF) - 1]
-                if outcome.principal == principal and outcome.id_length == n and memcmp(
+            if (entry ^ tag) & 0xFF000000 == 0:
+                outcome = &self.outcomes[<int32_t>(entry & 0xFFFFFF) - 1]
+                if outcome.tag == tag and outcome.principal == principal and outcome.id_length == n and memcmp(
                         outcome.long_id if outcome.long_id != NULL else outcome.id, packet_id, <size_t>n) == 0:
                     return outcome if now - outcome.ended <= OUTCOME_NS else NULL
             at = (at + 1) & self.mask
@@ -178,15 +202,17 @@ cdef class Ledger:
     def add(self, int32_t principal, bytes packet_id not None, bint success, bytes payload, int64_t now,
             uint64_t fingerprint=0):
         """Records an outcome; `payload` None keeps none."""
-        self.record(principal, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id),
-                    fingerprint, success,
+        cdef const unsigned char* p = <const unsigned char*>PyBytes_AS_STRING(packet_id)
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(packet_id)
+        self.record(self.expect(principal, p, n), principal, p, n, fingerprint, success,
                     NULL if payload is None else <const unsigned char*>PyBytes_AS_STRING(payload),
                     0 if payload is None else PyBytes_GET_SIZE(payload), now)
 
     def look_up(self, int32_t principal, bytes packet_id not None, int64_t now):
         """``(success, fingerprint, payload or None)``, or None if nothing is known."""
-        cdef Outcome* outcome = self.find(
-            principal, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id), now)
+        cdef const unsigned char* p = <const unsigned char*>PyBytes_AS_STRING(packet_id)
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(packet_id)
+        cdef Outcome* outcome = self.find(self.expect(principal, p, n), principal, p, n, now)
         cdef const unsigned char* payload
         if outcome == NULL:
             return None

@@ -23,7 +23,7 @@
 # is written anew from the fields that were checked, so that no parser behind
 # us can read another packet than the one that was authorised.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from pfcore.buffers cimport OutputBuffer
 from pfcore.dispatch cimport Dispatcher, Job
@@ -125,6 +125,7 @@ cdef class Flight:
         int64_t sent             # ns
         int64_t deadline         # ns
         uint64_t fingerprint     # of the payload
+        uint32_t tag             # of principal and id, in the ledger
         uint64_t key_hash        # of metadata.key or data.key
         unsigned char* held      # owned: the payload, written anew, without timeout and last brace; NULL
         Py_ssize_t head          # bytes of it that come before the timeout
@@ -176,6 +177,7 @@ cdef class Switch(Acceptor):
         Engine accepting
         const unsigned char* accepting_id
         uint64_t accepting_fingerprint
+        uint32_t accepting_tag
         Route accepting_route
         bint was_answered
         # -- counts
@@ -201,8 +203,8 @@ cdef class Switch(Acceptor):
     cdef int _send(self, Flight flight, Member target, FrameReader reader, int64_t now) except -1
     cdef int _queue(self, Flight flight, PriorityHeap heap, FrameReader reader, int64_t now) except -1
     cdef int _leave_queue(self, Flight flight) except -1
-    cdef int _run_here(self, Member origin, Route route, FrameReader reader, uint64_t fingerprint, int retries,
-                       int64_t now) except -1
+    cdef int _run_here(self, Member origin, Route route, FrameReader reader, uint32_t tag, uint64_t fingerprint,
+                       int retries, int64_t now) except -1
     cdef int _run_held(self, Flight flight, int64_t now) except -1
     cdef int _leave_target(self, Flight flight) except -1
     cdef int _end(self, Flight flight, const unsigned char* payload, Py_ssize_t length, bint success, object code,

@@ -2,7 +2,7 @@
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
@@ -697,6 +697,7 @@ cdef class Switch(Acceptor):
         cdef Route route
         cdef Flight flight
         cdef uint64_t fingerprint
+        cdef uint32_t tag
         cdef Outcome* outcome
         cdef const unsigned char* payload
         cdef bint clash
@@ -704,6 +705,7 @@ cdef class Switch(Acceptor):
         if member is None:
             return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF503", "this link is closing", None, 0)
         principal = member.principal
+        tag = self.ledger.expect(principal.number, reader.id.p, reader.id.n)
         route = self._route_or_refuse(engine, principal, reader)
         if route is None:
             return 0
@@ -713,7 +715,7 @@ cdef class Switch(Acceptor):
             if flight.fingerprint != fingerprint:
                 return self._refuse_packet(engine, reader, "PF409", "another packet with this id is in flight", None)
             return self._attach(flight, member, reader.seq)
-        outcome = self.ledger.find(principal.number, reader.id.p, reader.id.n, now)
+        outcome = self.ledger.find(tag, principal.number, reader.id.p, reader.id.n, now)
         if outcome != NULL:
             payload = self.ledger.payload(outcome, now)
             if outcome.fingerprint != fingerprint or payload == NULL:
@@ -737,13 +739,15 @@ cdef class Switch(Acceptor):
             if flight is None:
                 return 0
             flight.fingerprint = fingerprint
+            flight.tag = tag
             return self._await(flight, reader, now)
         if route.local and len(route.members) == 0:
-            return self._run_here(member, route, reader, fingerprint, self._retries_of(reader), now)
+            return self._run_here(member, route, reader, tag, fingerprint, self._retries_of(reader), now)
         flight = self._begin(member, route, reader, clash, now)
         if flight is None:
             return 0
         flight.fingerprint = fingerprint
+        flight.tag = tag
         return self._place(flight, reader, now)
 
     def _alias_of(self, Route route):
@@ -1176,7 +1180,7 @@ cdef class Switch(Acceptor):
                 self._write_result(<Member>other, seq, payload, length)
         flight.route.note(success, now - flight.accepted)
         if success or code not in _NEVER_RAN:
-            self.ledger.record(principal.number, p, n, flight.fingerprint, success, payload, length, now)
+            self.ledger.record(flight.tag, principal.number, p, n, flight.fingerprint, success, payload, length, now)
             if self.awaited:
                 packet_id = PyBytes_FromStringAndSize(<const char*>p, n)
                 self._give_back(flight)
@@ -1250,14 +1254,15 @@ cdef class Switch(Acceptor):
 
     # ---------------------------------------------------------------- handled here
 
-    cdef int _run_here(self, Member origin, Route route, FrameReader reader, uint64_t fingerprint, int retries,
-                       int64_t now) except -1:
+    cdef int _run_here(self, Member origin, Route route, FrameReader reader, uint32_t tag, uint64_t fingerprint,
+                       int retries, int64_t now) except -1:
         """To the dispatcher. Most handlers answer before it returns: then there is no flight at all."""
         cdef Engine engine = origin.engine
         cdef Flight flight
         engine.noting = True
         engine.kept = -1
         self.accepting = engine
+        self.accepting_tag = tag
         self.accepting_id = reader.id.p
         self.accepting_fingerprint = fingerprint
         self.accepting_route = route
@@ -1280,6 +1285,7 @@ cdef class Switch(Acceptor):
             return 0
         self._make_local(flight, engine)
         flight.fingerprint = fingerprint
+        flight.tag = tag
         flight.retries = retries
         return 0
 
@@ -1333,8 +1339,8 @@ cdef class Switch(Acceptor):
             self.was_answered = True
             self.accepting_route.note(success, now - self.now)
             if success or code not in _NEVER_RAN:
-                self.ledger.record(principal.number, packet_id, n, self.accepting_fingerprint, success, payload,
-                                   length, now)
+                self.ledger.record(self.accepting_tag, principal.number, packet_id, n, self.accepting_fingerprint,
+                                   success, payload, length, now)
                 if self.awaited:
                     own = PyBytes_FromStringAndSize(<const char*>packet_id, n)
                     self._ended(principal.number, own, success, now)
@@ -1445,9 +1451,11 @@ cdef class Switch(Acceptor):
         cdef int32_t number = flight.principal.number
         cdef bytes own = <bytes>self._id_of(flight)
         cdef set needs = set()
+        cdef const unsigned char* p
         for text in decode_span(&reader.fields[<int>F_DEPENDENCIES], None):
             needed = text.encode()
-            outcome = self.ledger.find(number, <const unsigned char*>PyBytes_AS_STRING(needed),
+            p = <const unsigned char*>PyBytes_AS_STRING(needed)
+            outcome = self.ledger.find(self.ledger.expect(number, p, PyBytes_GET_SIZE(needed)), number, p,
                                        PyBytes_GET_SIZE(needed), now)
             if outcome == NULL:
                 needs.add(needed)
