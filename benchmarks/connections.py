@@ -1,7 +1,9 @@
 """Many connected reactors: memory, and what routing costs among them: ``python -m benchmarks.connections``.
 
 A gateway in a process of its own; thousands of reactors, ten announced
-handlers each, in one other process; a client that calls one of them.
+handlers each, in one other process; a client that calls ten of the reactors.
+With ``--shared`` all announce the same element, and every packet goes to one
+of thousands of sockets: then each costs a write of its own.
 """
 
 from __future__ import annotations
@@ -34,13 +36,13 @@ async def serve(port: int) -> None:
             print(json.dumps([gateway.connections, resident_kib(), len(gateway.switch.elements)]), flush=True)
 
 
-async def hold(port: int, count: int, handlers: int) -> None:
+async def hold(port: int, count: int, handlers: int, shared: int) -> None:
     """Connects `count` reactors, says so, and handles until killed."""
     reactors = []
     for number in range(count):
         reactor = Reactor(f"ws://127.0.0.1:{port}/packetflow/v1", name=f"r{number}")
         for place in range(handlers):
-            reactor.register("df", f"work{place}", lambda data: data)
+            reactor.register("df", f"work{place}" if shared else f"r{number}.work{place}", lambda data: data)
         reactors.append(reactor)
     for start in range(0, count, 100):
         await asyncio.gather(*(reactor.start() for reactor in reactors[start : start + 100]))
@@ -80,34 +82,35 @@ class Process:
                 pipe.close()
 
 
-async def load(port: int, seconds: float) -> float:
+async def load(port: int, seconds: float, shared: bool) -> float:
     async with Reactor(f"ws://127.0.0.1:{port}/packetflow/v1") as client:
         done = 0
         ends = time.perf_counter() + seconds
 
-        async def worker() -> None:
+        async def worker(element: str) -> None:
             nonlocal done
             while time.perf_counter() < ends:
-                await client.call("df", "work0", "hello world")
+                await client.call("df", element, "hello world")
                 done += 1
 
-        await asyncio.gather(*(worker() for _ in range(256)))
+        elements = ["work0"] if shared else [f"r{number}.work0" for number in range(10)]
+        await asyncio.gather(*(worker(elements[lane % len(elements)]) for lane in range(256)))
     return done
 
 
-def measure(count: int, seconds: float, settle: float) -> dict[str, float]:
+def measure(count: int, seconds: float, settle: float, shared: bool) -> dict[str, float]:
     port = free_port()
     gateway = Process("--serve", str(port))
     holder = None
     try:
         before = gateway.ask()
         began = time.perf_counter()
-        holder = Process("--hold", str(port), str(count), str(HANDLERS))
+        holder = Process("--hold", str(port), str(count), str(HANDLERS), str(int(shared)))
         took = time.perf_counter() - began
         after = gateway.ask()
-        run(load(port, 0.5))
+        run(load(port, 0.5, shared))
         cpu = gateway.cpu()
-        requests = run(load(port, seconds))
+        requests = run(load(port, seconds, shared))
         cost = (gateway.cpu() - cpu) / requests
         if settle:
             time.sleep(settle)
@@ -127,8 +130,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--idle", type=int, default=0, help="also hold this many idle connections")
     parser.add_argument("--settle", type=float, default=70, help="seconds for which they are held")
+    parser.add_argument("--shared", action="store_true", help="all announce the same element")
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--hold", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--hold", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -140,7 +144,7 @@ def main() -> None:
         return
     figures = {}
     for count in map(int, options.reactors.split(",")):
-        figures[count] = measure(count, options.seconds, 0)
+        figures[count] = measure(count, options.seconds, 0, options.shared)
         row = figures[count]
         print(
             f"{count:6,} reactors, {HANDLERS} handlers each: {row['kib_each']:6.1f} KiB each, connected in "
@@ -151,7 +155,7 @@ def main() -> None:
         print(f"gateway CPU per packet, {many:,} / {few:,}: "
               f"{figures[many]['gateway_us'] / figures[few]['gateway_us']:.2f} (wanted: 1.10)")  # fmt: skip
     if options.idle:
-        row = measure(options.idle, 0.5, options.settle)
+        row = measure(options.idle, 0.5, options.settle, options.shared)
         print(f"{options.idle:,} connections held for {options.settle:g} s: {row['still_connected']:,.0f} still "
               f"connected, {row['kib_each']:.1f} KiB each")  # fmt: skip
 

@@ -37,7 +37,9 @@ async def processes():  # type: ignore[no-untyped-def]
     started: list[subprocess.Popen[bytes]] = []
 
     def start(*arguments: str) -> subprocess.Popen[bytes]:
-        started.append(subprocess.Popen([sys.executable, "-m", *arguments], stderr=subprocess.DEVNULL))
+        started.append(
+            subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        )
         return started[-1]
 
     try:
@@ -59,8 +61,8 @@ async def reachable(port: int) -> None:
             await asyncio.sleep(0.02)
 
 
-async def served(client: Reactor, element: str = "transform") -> None:
-    while not (await client.submit({"group": "df", "element": element, "data": "x"})).ok:
+async def served(client: Reactor, element: str = "transform", data: object = "x") -> None:
+    while not (await client.submit({"group": "df", "element": element, "data": data})).ok:
         await asyncio.sleep(0.05)
 
 
@@ -250,7 +252,7 @@ async def frozen() -> None:
         with tempfile.TemporaryDirectory() as directory:
             worker = start("benchmarks.chaos", "--frozen-worker", str(port), str(Path(directory) / "ids"))
             async with Reactor(endpoint(port)) as client:
-                await served(client, "work")
+                await served(client, "work", 1)
                 await asyncio.sleep(1)
                 worker.send_signal(signal.SIGSTOP)
                 began = time.perf_counter()

@@ -115,7 +115,7 @@ def quantile(samples: list[float], share: float) -> float:
 
 async def _latency(port: int, seconds: float) -> dict[str, float]:
     endpoint = f"ws://127.0.0.1:{port}/packetflow/v1"
-    async with Reactor(endpoint) as events, Reactor(endpoint) as load:
+    async with Reactor(endpoint) as events:
 
         async def probe() -> list[float]:
             samples = []
@@ -129,22 +129,16 @@ async def _latency(port: int, seconds: float) -> dict[str, float]:
 
         await events.call("ed", "ping", 1)
         idle = await probe()
-        busy = True
-        done = 0
-
-        async def saturate() -> None:
-            nonlocal done
-            while busy:
-                await load.call("df", "transform", "hello world")
-                done += 1
-
-        tasks = [asyncio.create_task(saturate()) for _ in range(256)]
-        await asyncio.sleep(0.3)
-        done, began = 0, time.perf_counter()
+        # from a process of its own: the prober's loop must not be what is measured
+        load = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "benchmarks.peers.process", "load", "packetflow", str(port), "hello", "256",
+            str(seconds + 1), "call", stdout=subprocess.PIPE,
+        )  # fmt: skip
+        await asyncio.sleep(1.2)
         loaded = await probe()
-        rate = done / (time.perf_counter() - began)
-        busy = False
-        await asyncio.gather(*tasks)
+        out, _ = await load.communicate()
+        answer = json.loads(out.splitlines()[-1])
+        rate = answer["requests"] / answer["seconds"]
     return {
         "idle_p50": quantile(idle, 0.5), "idle_p99": quantile(idle, 0.99),
         "loaded_p50": quantile(loaded, 0.5), "loaded_p99": quantile(loaded, 0.99), "df_rate": rate,

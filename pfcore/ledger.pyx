@@ -35,11 +35,11 @@ cdef class Ledger:
     """Outcomes of packets by principal and id.
 
     `bound`: outcomes at most (default 100,000). `room`: bytes of results at
-    most (default 32 MiB); one larger than an eighth of it is not kept.
+    most (default 16 MiB: with the outcomes it stays in a large cache); one larger than an eighth of it is not kept.
     Statuses are known for 5 minutes, results for 2. Times in nanoseconds.
     """
 
-    def __cinit__(self, *, int32_t bound=100000, int64_t room=33554432):
+    def __cinit__(self, *, int32_t bound=100000, int64_t room=16777216):
         if not 1 <= bound <= 1 << 23:
             raise ValueError(f"bound: expected 1 to 2^23, got {bound}")
         if not 0 <= room <= 1 << 32:

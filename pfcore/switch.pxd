@@ -172,6 +172,7 @@ cdef class Switch(Acceptor):
         Py_ssize_t max_held      # bytes of payloads that may be held
         Py_ssize_t held_bytes
         Py_ssize_t max_routes
+        Py_ssize_t strangers     # routes made by submits since the last were forgotten
         readonly Py_ssize_t queued
         # -- the packet that is with the dispatcher just now
         Engine accepting

@@ -73,7 +73,7 @@ class Switch(Acceptor):
         max_flights: int = 262_144,
         max_queue: int = 16_384,
         max_held: int = 67_108_864,
-        max_routes: int = 16_384,
+        max_routes: int = 131_072,
         ledger: Ledger | None = None,
         on_failure: Callable[[str, str, str, str, str | None, object], object] | None = None,
         seed: int = 1,

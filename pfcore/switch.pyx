@@ -60,6 +60,8 @@ cdef enum:
     DEFAULT_WINDOW = 256         # of reactors that do not say
     MAX_RETRIES = 100
     STRIKES = 3                  # deadlines missed in a row until a reactor that announces nothing is passed over
+    MAX_ANNOUNCED = 1024         # elements that one reactor may announce; the rest is passed over
+    MAX_STRANGERS = 16384        # elements remembered only because someone asked for them
     TRIES = 256                  # candidates looked at before all count as full
     POOL = 8192                  # flights kept to be used again
     GROUP_ED = 2
@@ -209,13 +211,13 @@ cdef class Switch(Acceptor):
     the time (ns) at which `advance` is next needed. `max_flights`: packets
     under way (default 262,144). `max_queue`: packets that wait for one element
     or reactor (default 16,384); `max_held`: bytes of payloads kept meanwhile
-    (default 64 MiB). `max_routes`: elements known at once (default 16,384).
+    (default 64 MiB). `max_routes`: elements known at once (default 131,072).
     `on_failure`: called with ``(code, message, key, id, principal, traceparent or
     None)`` for every packet that the switch itself refuses or fails.
     """
 
     def __init__(self, dispatcher not None, permit, *, aliases=None, arm=None, Py_ssize_t max_flights=262144,
-                 Py_ssize_t max_queue=16384, Py_ssize_t max_held=67108864, Py_ssize_t max_routes=16384, ledger=None, on_failure=None,
+                 Py_ssize_t max_queue=16384, Py_ssize_t max_held=67108864, Py_ssize_t max_routes=131072, ledger=None, on_failure=None,
                  uint64_t seed=1, int64_t now=0):
         if max_queue < 1 or max_held < 1 or max_routes < 1:
             raise ValueError("max_queue, max_held, max_routes: expected at least 1")
@@ -305,7 +307,7 @@ cdef class Switch(Acceptor):
         cdef list names = []
         member.listed = True
         for key in keys:
-            if type(key) is not str or len(names) >= self.max_routes:
+            if type(key) is not str or len(names) >= MAX_ANNOUNCED:
                 continue
             group, _, element = key.partition(":")
             route = self._make_route(group, element)
@@ -425,6 +427,7 @@ cdef class Switch(Acceptor):
             del self.routes.by_key[route.key]
         if idle:
             self.routes._rebuild(len(self.routes.table))
+        self.strangers = 0
         return bool(idle)
 
     cdef Route _route_or_refuse(self, Engine engine, Principal principal, FrameReader reader):
@@ -445,6 +448,9 @@ cdef class Switch(Acceptor):
                 else:
                     self._refuse_packet(engine, reader, "PF001", f"no handler for {group}:{element}", None)
                 return None
+            self.strangers += 1
+            if self.strangers > MAX_STRANGERS:
+                self._forget_routes()
             route = self._make_route(group, element)
             if route is None:
                 self._refuse_packet(
