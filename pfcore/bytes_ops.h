@@ -241,4 +241,25 @@ pf_hash(const unsigned char *p, size_t n, uint64_t key)
     return h ^ (h >> 29);
 }
 
+/* As pf_hash, for longer strings: four lanes at a time, for a multiplication takes
+ * longer than the processor needs to start three more. */
+static inline uint64_t
+pf_fingerprint(const unsigned char *p, size_t n, uint64_t key)
+{
+    uint64_t lanes[4] = {key, key ^ UINT64_C(0x9E3779B97F4A7C15), ~key, key ^ UINT64_C(0xD6E8FEB86659FD93)};
+    uint64_t v[4];
+    size_t length = n;
+    int i;
+    while (n >= 32) {
+        memcpy(v, p, 32);
+        for (i = 0; i < 4; i++) {
+            lanes[i] = (lanes[i] ^ v[i]) * UINT64_C(0xFF51AFD7ED558CCD);
+            lanes[i] ^= lanes[i] >> 32;
+        }
+        p += 32;
+        n -= 32;
+    }
+    return pf_hash(p, n, pf_hash((const unsigned char *)lanes, sizeof lanes, key ^ length));
+}
+
 #endif

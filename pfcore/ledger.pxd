@@ -3,7 +3,7 @@
 #
 # A ring of `bound` outcomes in the order of their ending; the oldest makes way
 # for the newest. They are found by principal and id through an index of its
-# own, open addressing over eight bits of hash and the place in the ring: to find
+# own, open addressing over 32 bits of hash and the place in the ring: to find
 # that an id is not known, which is nearly always, touches the index alone. That
 # is a miss of the cache all the same, so `expect` asks for it beforehand. The
 # payloads of their results lie in a ring of bytes of their own, which may run
@@ -35,7 +35,7 @@ cdef struct Outcome:
 cdef class Ledger:
     cdef:
         Outcome* outcomes        # owned; a ring
-        uint32_t* index          # owned: 8 bits of tag, 24 of place + 1; 0 where it is empty; at most half full
+        uint64_t* index          # owned: tag << 32 | place + 1; 0 where it is empty; at most half full
         unsigned char* bytes     # owned; a ring
         int32_t bound            # outcomes at most; set once
         int32_t capacity         # outcomes allocated

@@ -74,13 +74,13 @@ cdef class Ledger:
             self.bytes = <unsigned char*>malloc(<size_t>self.room)
             if self.bytes == NULL:
                 raise MemoryError()
-        memory = malloc(entries * sizeof(uint32_t))
+        memory = malloc(entries * sizeof(uint64_t))
         if memory == NULL:
             raise MemoryError()
         free(self.index)
-        self.index = <uint32_t*>memory
+        self.index = <uint64_t*>memory
         self.mask = entries - 1
-        memset(self.index, 0, entries * sizeof(uint32_t))
+        memset(self.index, 0, entries * sizeof(uint64_t))
         for place in range(self.capacity):
             if self.outcomes[place].ended != 0:
                 self._enter(self.outcomes[place].tag, place)
@@ -96,12 +96,12 @@ cdef class Ledger:
         cdef uint32_t at = tag & self.mask
         while self.index[at] != 0:
             at = (at + 1) & self.mask
-        self.index[at] = (tag & 0xFF000000) | <uint32_t>(place + 1)
+        self.index[at] = (<uint64_t>tag << 32) | <uint64_t>(place + 1)
 
     cdef void _forget(self, int32_t place) noexcept:
         cdef Outcome* outcome = &self.outcomes[place]
         cdef uint32_t at = outcome.tag & self.mask, home, following
-        while <int32_t>(self.index[at] & 0xFFFFFF) != place + 1:
+        while <int32_t>(self.index[at] & 0xFFFFFFFF) != place + 1:
             at = (at + 1) & self.mask
         # those behind it move up, unless they would then stand before their home
         following = at
@@ -109,7 +109,7 @@ cdef class Ledger:
             following = (following + 1) & self.mask
             if self.index[following] == 0:
                 break
-            home = self.outcomes[(self.index[following] & 0xFFFFFF) - 1].tag & self.mask
+            home = <uint32_t>(self.index[following] >> 32) & self.mask
             if ((following - home) & self.mask) >= ((following - at) & self.mask):
                 self.index[at] = self.index[following]
                 at = following
@@ -177,16 +177,17 @@ cdef class Ledger:
 
     cdef Outcome* find(self, uint32_t tag, int32_t principal, const unsigned char* packet_id, Py_ssize_t n,
                        int64_t now) noexcept:
-        cdef uint32_t at, entry
+        cdef uint32_t at
+        cdef uint64_t entry
         cdef Outcome* outcome
         if self.count == 0:
             return NULL
         at = tag & self.mask
         while self.index[at] != 0:
             entry = self.index[at]
-            if (entry ^ tag) & 0xFF000000 == 0:
-                outcome = &self.outcomes[<int32_t>(entry & 0xFFFFFF) - 1]
-                if outcome.tag == tag and outcome.principal == principal and outcome.id_length == n and memcmp(
+            if <uint32_t>(entry >> 32) == tag:
+                outcome = &self.outcomes[<int32_t>(entry & 0xFFFFFFFF) - 1]
+                if outcome.principal == principal and outcome.id_length == n and memcmp(
                         outcome.long_id if outcome.long_id != NULL else outcome.id, packet_id, <size_t>n) == 0:
                     return outcome if now - outcome.ended <= OUTCOME_NS else NULL
             at = (at + 1) & self.mask

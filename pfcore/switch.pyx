@@ -49,6 +49,7 @@ from pfcore.pending import PendingFull
 
 cdef extern from "bytes_ops.h" nogil:
     uint64_t pf_hash(const unsigned char* p, size_t n, uint64_t key) noexcept
+    uint64_t pf_fingerprint(const unsigned char* p, size_t n, uint64_t key) noexcept
     int pf_ctz64(uint64_t x) noexcept
 
 __all__ = ["Member", "Principal", "Route", "Switch"]
@@ -715,7 +716,7 @@ cdef class Switch(Acceptor):
         route = self._route_or_refuse(engine, principal, reader)
         if route is None:
             return 0
-        fingerprint = pf_hash(reader.payload.p, <size_t>reader.payload.n, hash_key())
+        fingerprint = pf_fingerprint(reader.payload.p, <size_t>reader.payload.n, hash_key())
         flight = self._flight_of(principal.number, reader.id.p, reader.id.n, &clash)
         if flight is not None:
             if flight.fingerprint != fingerprint:
