@@ -48,10 +48,12 @@ cdef class Ledger:
 
     # Of a principal's id; what `find` and `record` are given. The index is on its way to the cache afterwards.
     cdef uint32_t expect(self, int32_t principal, const unsigned char* packet_id, Py_ssize_t n) noexcept
-    cdef int record(self, uint32_t tag, int32_t principal, const unsigned char* packet_id, Py_ssize_t n, uint64_t fingerprint,
-                    bint success, const unsigned char* payload, Py_ssize_t length, int64_t now) except -1
+    cdef int record(self, uint32_t tag, int32_t principal, const unsigned char* packet_id, Py_ssize_t n,
+                    uint64_t fingerprint, bint success, const unsigned char* payload, Py_ssize_t length,
+                    int64_t now) except -1
     # The outcome, or NULL; valid until the next `record`.
-    cdef Outcome* find(self, uint32_t tag, int32_t principal, const unsigned char* packet_id, Py_ssize_t n, int64_t now) noexcept
+    cdef Outcome* find(self, uint32_t tag, int32_t principal, const unsigned char* packet_id, Py_ssize_t n,
+                       int64_t now) noexcept
     # Its result's payload, or NULL where it is no longer kept.
     cdef const unsigned char* payload(self, const Outcome* outcome, int64_t now) noexcept
 

@@ -218,7 +218,8 @@ cdef class Switch(Acceptor):
     """
 
     def __init__(self, dispatcher not None, permit, *, aliases=None, arm=None, Py_ssize_t max_flights=262144,
-                 Py_ssize_t max_queue=16384, Py_ssize_t max_held=67108864, Py_ssize_t max_routes=131072, ledger=None, on_failure=None,
+                 Py_ssize_t max_queue=16384, Py_ssize_t max_held=67108864, Py_ssize_t max_routes=131072,
+                 ledger=None, on_failure=None,
                  uint64_t seed=1, int64_t now=0):
         if max_queue < 1 or max_held < 1 or max_routes < 1:
             raise ValueError("max_queue, max_held, max_routes: expected at least 1")
