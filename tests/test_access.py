@@ -494,3 +494,45 @@ async def test_forbidden_raises_its_own_exception(guarded: Gateway) -> None:
             await reactor.call("mc", "tune")
         result: Any = await reactor.submit(Packet("mc", "tune"))
         assert result.error["code"] == "PF403"
+
+
+async def test_dripped_fragments_cost_their_own_link_only(guarded: Gateway) -> None:
+    """A message in a thousand pieces of a byte is read; one without end closes its connection at the bound."""
+    peer = await Peer.connect(guarded.endpoint, headers=bearer("client"))
+    message = json.dumps(submit(1, element="echo", data="x" * 800)).encode()
+    await peer.send(message[:1], fin=False)
+    for place in range(1, len(message) - 1):
+        await peer.send(message[place : place + 1], opcode=0, fin=False)
+    await peer.send(message[-1:], opcode=0)
+    assert (await peer.message("result"))["payload"]["data"] == "x" * 800
+    await peer.send(b'{"type":"', fin=False)
+    with contextlib.suppress(ConnectionError):
+        for _ in range(80):
+            await peer.send(b"x" * 60_000, opcode=0, fin=False)
+    assert await peer.close_code() in (1009, 1006)
+    peer.close()
+    async with Reactor(guarded.endpoint, token=TOKENS["client"]) as reactor:
+        assert await reactor.call("df", "echo", 1) == 1
+
+
+def test_every_digest_is_compared_whatever_the_ones_before_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials by timing: how long a refusal takes tells nothing of how near it was."""
+    import hmac
+
+    from multidict import CIMultiDict
+
+    compared: list[tuple[str, str]] = []
+    real = hmac.compare_digest
+
+    def count(a: Any, b: Any) -> bool:
+        compared.append((a, b))
+        return real(a, b)
+
+    monkeypatch.setattr("packetflow.gateway.access.hmac.compare_digest", count)
+    access = Access.of(ROLES, identities())
+    for token in (TOKENS["client"], TOKENS["limited"], "wrong"):
+        compared.clear()
+        with contextlib.suppress(PermissionError):
+            access.identify(CIMultiDict({"Authorization": f"Bearer {token}"}), None)
+        assert len(compared) == 4
+        assert all(len(a) == len(b) == 64 for a, b in compared), "digests, not tokens"
