@@ -30,6 +30,7 @@ MODULES = (
     "reply",
     "engine",
     "dispatch",
+    "flights",
     "switch",
     "link",
     "loopback",

@@ -3,7 +3,7 @@
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from pfcore.buffers cimport OP_TEXT, OutputBuffer
@@ -18,6 +18,7 @@ from pfcore.engine cimport (
     Engine,
     EngineState,
 )
+from pfcore.flights cimport REFUSALS, Flight, FlightState, Member, Policy, Principal, Route
 from pfcore.heap cimport PriorityHeap
 from pfcore.ids cimport ID_LENGTH, hash_key, write_id
 from pfcore.keys cimport KeyTable, Keyed
@@ -52,12 +53,11 @@ cdef extern from "bytes_ops.h" nogil:
     uint64_t pf_fingerprint(const unsigned char* p, size_t n, uint64_t key) noexcept
     int pf_ctz64(uint64_t x) noexcept
 
-__all__ = ["Member", "Principal", "Route", "Switch"]
+__all__ = ["Switch"]
 
 cdef enum:
     MILLISECOND = 1000000
     DEFAULT_TIMEOUT_MS = 29500
-    SEND_AHEAD = 1048576         # bytes of unsent output beyond which a reactor gets no more work
     DEFAULT_WINDOW = 256         # of reactors that do not say
     MAX_RETRIES = 100
     STRIKES = 3                  # deadlines missed in a row until a reactor that announces nothing is passed over
@@ -76,114 +76,6 @@ cdef int64_t SEEN_LATELY = 60000000000   # ns for which an element without a rea
 # What says nothing of the packet itself: it never ran, and the same id may come again.
 cdef frozenset _NEVER_RAN = frozenset(
     ("PF001", "PF400", "PF401", "PF403", "PF409", "PF413", "PF426", "PF429", "PF503"))
-
-
-@cython.final
-cdef class Principal:
-    """Who is on a link: a name, a role, and what they may ask for in a second.
-
-    `number`: distinct among the principals of a switch. `role`: bit of the role
-    masks, 0 to 63. `rate`: submits per second, 0 for no limit (default);
-    `burst`: submits at once (default: one second's).
-    """
-
-    def __init__(self, name, int32_t number, int role, double rate=0, double burst=0):
-        self.name = name
-        self.number = number
-        self.role = role
-        self.rate = rate
-        self.burst = burst if burst > 0 else max(rate, 1)
-        self.tokens = self.burst
-
-    def __repr__(self):
-        return f"<Principal {self.name!r}>"
-
-    cdef bint spend(self, int64_t now) noexcept:
-        """One submit more: may it?"""
-        self.tokens = min(self.burst, self.tokens + <double>(now - self.filled) * 1e-9 * self.rate)
-        self.filled = now
-        if self.tokens < 1:
-            return False
-        self.tokens -= 1
-        return True
-
-
-@cython.final
-cdef class Route(Keyed):
-    """Where the packets of one ``group:element`` go."""
-
-    @property
-    def reactors(self):
-        """Links whose reactors announced it."""
-        return len(self.members)
-
-    @property
-    def queue_length(self):
-        """Packets that wait for room at any of them."""
-        return len(self.queue)
-
-    @property
-    def in_flight(self):
-        """Packets under way: waiting, queued or running."""
-        return self.flights
-
-    @property
-    def latencies(self):
-        """``([counts], sum in ns)``: bucket i holds those of up to 16,384 ns times 2^i."""
-        return [self.latency[i] for i in range(BUCKETS)], self.latency_sum
-
-    cdef void note(self, bint success, int64_t took) noexcept:
-        cdef uint64_t scaled = <uint64_t>(took if took > 0 else 0) >> 14
-        cdef int bucket = 0
-        while scaled != 0 and bucket < BUCKETS - 1:
-            scaled >>= 1
-            bucket += 1
-        self.latency[bucket] += 1
-        self.latency_sum += took
-        if success:
-            self.succeeded += 1
-        else:
-            self.failed += 1
-
-
-@cython.final
-cdef class Member:
-    """A link as the switch sees it."""
-
-    def __dealloc__(self):
-        free(self.refused)
-
-    @property
-    def latency_ms(self):
-        """Recent time from sending a packet there to its answer, milliseconds; 0: none yet."""
-        return self.latency / 1e6
-
-    cdef bint refuses(self, uint64_t hash) noexcept:
-        return self.refused != NULL and self.refused[hash & (REFUSALS - 1)] == hash
-
-    cdef int note_refusal(self, uint64_t hash) except -1:
-        # direct-mapped: one key may push another out, which is then asked for once more
-        if self.refused == NULL:
-            self.refused = <uint64_t*>calloc(REFUSALS, sizeof(uint64_t))
-            if self.refused == NULL:
-                raise MemoryError()
-        self.refused[hash & (REFUSALS - 1)] = hash
-        return 0
-
-    cdef bint room(self, bint urgent) noexcept:
-        # a sixteenth of the window is for events: they must not wait behind a full house
-        cdef int64_t limit = self.window if urgent else self.window - (self.window >> 4)
-        return (self.outstanding < limit and self.engine.state == EngineState.OPEN and self.engine.fatal == 0
-                and not self.engine.paused and self.engine.out.size < SEND_AHEAD)
-
-
-# `no_gc`: a flight is in a cycle only while it is queued (member, heap, entry), and it
-# leaves the queue by its deadline at the latest; a hundred thousand tracked ones would be felt.
-@cython.final
-@cython.no_gc
-cdef class Flight:
-    def __dealloc__(self):
-        free(self.held)
 
 
 cdef inline const unsigned char* payload_of(bytes payload) noexcept:

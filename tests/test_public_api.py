@@ -89,6 +89,7 @@ ORDER = [
     "reply",
     "engine",
     "dispatch",
+    "flights",
     "switch",
     "link",
     "loopback",

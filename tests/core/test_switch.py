@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from pfcore.dispatch import Dispatcher, Handler
 from pfcore.engine import Engine
-from pfcore.switch import Principal, Switch
+from pfcore.flights import Principal
+from pfcore.switch import Switch
 from tests.wire import messages
 
 MS = 1_000_000

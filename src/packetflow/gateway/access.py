@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from packetflow.model import GROUPS
-from pfcore.switch import Principal
+from pfcore.flights import Principal
 
 __all__ = ["ANONYMOUS", "GATEWAY_ROLE", "Access", "Identity", "Role", "hash_token", "new_token"]
 

@@ -26,11 +26,12 @@ from packetflow.tracing import trace_id_of
 from pfcore.client import Submitter
 from pfcore.dispatch import Dispatcher
 from pfcore.engine import Engine
+from pfcore.flights import Principal
 from pfcore.ledger import Ledger
 from pfcore.link import Gate, Link
 from pfcore.loopback import Loopback
 from pfcore.reply import Reply
-from pfcore.switch import Principal, Switch
+from pfcore.switch import Switch
 
 __all__ = ["Gateway"]
 

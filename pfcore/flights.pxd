@@ -1,0 +1,115 @@
+# The nouns of routing: who is on a link, where an element goes, what is under way.
+#
+# They hold state and answer questions about it; what happens to them, and
+# when, is the switch's.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+from pfcore.dispatch cimport Job
+from pfcore.engine cimport Engine
+from pfcore.heap cimport HeapEntry, PriorityHeap
+from pfcore.keys cimport Keyed
+
+cdef enum:
+    BUCKETS = 24                 # of latency: up to 16.4 µs times 2^i
+    REFUSALS = 1024              # keys that one reactor is remembered to refuse; a power of two
+
+cdef enum Policy:
+    LEAST = 0                    # least outstanding work relative to window, of two random choices
+    STICKY = 1                   # by metadata.key, else by submitting link
+    FASTEST = 2                  # lowest recent latency
+    KEYED = 3                    # by metadata.key, else data.key, else as LEAST
+
+cdef enum FlightState:
+    FREE = 0
+    WAITING = 1                  # for dependencies
+    QUEUED = 2                   # for room, or for a reactor to come back
+    SENT = 3
+    LOCAL = 4                    # with the dispatcher
+
+cdef class Principal:
+    cdef:
+        readonly object name     # str
+        readonly int32_t number  # among the principals of the switch; ids are told apart by it
+        public int role          # bit of the masks
+        public double rate       # submits per second; 0: no limit
+        public double burst      # submits that may come at once
+        double tokens
+        int64_t filled           # ns; when `tokens` was right
+
+    cdef bint spend(self, int64_t now) noexcept
+
+cdef class Route(Keyed):
+    cdef:
+        list members             # that announced it and may handle it
+        readonly bint local      # the dispatcher has a handler
+        readonly object alias    # key of the standard element that a two-letter code means, or None
+        Policy policy
+        PriorityHeap queue       # of Flight
+        uint64_t may_submit      # a bit for each role
+        uint64_t may_handle
+        uint64_t may_replace     # roles whose reactors take the place of our own handler
+        int64_t last_served      # ns; when the last reactor for it left, 0: none ever was there
+        Py_ssize_t flights       # under way
+        # -- counts
+        readonly int64_t succeeded
+        readonly int64_t failed
+        int64_t[BUCKETS] latency
+        int64_t latency_sum      # ns
+
+    cdef void note(self, bint success, int64_t took) noexcept
+
+cdef class Member:
+    cdef:
+        readonly Engine engine
+        readonly Principal principal
+        readonly int64_t number  # for rendezvous
+        readonly bint listed     # it announces what it handles
+        readonly tuple handles   # keys that it announced, sorted
+        set routes               # Route objects that list it
+        readonly int64_t window
+        readonly int64_t outstanding  # flights that it has
+        readonly int64_t submitted    # flights of its own
+        readonly bint draining
+        bint gone
+        bint dirty               # has output to be flushed at the end of the batch
+        double latency           # ns, a moving average; 0: none yet
+        PriorityHeap queue       # flights that only it may have, or None
+        uint64_t* refused        # hashes of keys that it refused; NULL while there is none
+        dict strikes             # hash of key -> deadlines missed in a row, or None
+
+    cdef bint refuses(self, uint64_t hash) noexcept
+    cdef int note_refusal(self, uint64_t hash) except -1
+    cdef bint room(self, bint urgent) noexcept
+
+cdef class Flight:
+    cdef:
+        uint8_t state            # FlightState
+        uint8_t priority
+        bint has_key
+        bint counted             # route.flights counts it
+        int retries              # how often it may be sent again
+        Member origin            # None once its link has gone
+        Member target            # who has it, None
+        Engine engine            # LOCAL: the one that the dispatcher answers
+        Job job                  # LOCAL: what the dispatcher keeps
+        Principal principal
+        Route route
+        int64_t seq              # in the table, and on the way to the target
+        int64_t origin_seq       # of the submitter
+        int64_t accepted         # ns
+        int64_t sent             # ns
+        int64_t deadline         # ns
+        uint64_t fingerprint     # of the payload
+        uint32_t tag             # of principal and id, in the ledger
+        uint64_t key_hash        # of metadata.key or data.key
+        unsigned char* held      # owned: the payload, written anew, without timeout and last brace; NULL
+        Py_ssize_t head          # bytes of it that come before the timeout
+        Py_ssize_t length
+        HeapEntry entry          # while QUEUED
+        PriorityHeap home        # where
+        list attached            # [(Member, seq)]: the same packet, sent again
+        list tried               # members that refused it, or None
+        set needs                # WAITING: ids that have not ended
+        bytes own_id             # where the table and the target know it by another: two principals chose one id
+        int32_t slot             # in the table
