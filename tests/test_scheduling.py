@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
+import math
 import os
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +17,6 @@ import pytest
 from packetflow import Forbidden, Gateway, HandlerError, InvalidPacket, Packet, Reactor
 from packetflow.middleware import CallNext
 from packetflow.testing import pair
-from tests.offloaded import process_id, square
 
 
 class Counter:
@@ -167,7 +169,25 @@ async def test_a_blocking_handler_in_a_thread_keeps_nobody_waiting() -> None:
         assert (await blocked).data == [1, "p", False]
 
 
-async def test_a_computing_handler_in_a_process() -> None:
+OFFLOADED = """
+import os
+
+def square(data: int) -> int:
+    if data < 0:
+        raise ValueError("negative")
+    return data * data
+
+def process_id(data):
+    return os.getpid()
+"""
+
+
+async def test_a_computing_handler_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a module that the new process can import by its name, as users' are
+    (tmp_path / "offloaded_functions.py").write_text(OFFLOADED)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("offloaded_functions")
+    square, process_id = module.square, module.process_id
     async with pair() as (gateway, reactor):
         reactor.register("df", "square", square, offload="process")
         reactor.register("df", "pid", process_id, offload="process")
@@ -191,7 +211,7 @@ def test_what_cannot_be_offloaded_says_why() -> None:
     with pytest.raises(TypeError, match="not the packet"):
         reactor.register("df", "x", with_packet, offload="process")
     with pytest.raises(ValueError, match='expected "thread" or "process"'):
-        reactor.register("df", "x", square, offload="gpu")  # type: ignore[call-overload]
+        reactor.register("df", "x", math.sqrt, offload="gpu")  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("suspends_first", [False, True])
