@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import time
-from typing import Any
 
 import click
 
@@ -50,16 +50,9 @@ async def _work(endpoint: str) -> None:
 
 def worker(endpoint: str) -> None:
     """The worker process: handles until its gateway has gone."""
+    # the failure is part of the show, its traceback is not
+    logging.getLogger("packetflow.handlers").setLevel(logging.CRITICAL)
     run(_work(endpoint))
-
-
-def _forward(gateway: Gateway, group: str, element: str) -> None:
-    """Lets the gateway hand these packets to the worker."""
-
-    async def forward(data: Any) -> Any:
-        return await gateway.call(group, element, data, reactor=WORKER, timeout_ms=2000)
-
-    gateway.register(group, element, forward)
 
 
 async def demo() -> int:
@@ -70,8 +63,6 @@ async def demo() -> int:
     def reverse(data: str) -> str:
         return data[::-1]
 
-    for group, element in (("df", "transform"), ("ed", "notify"), ("cf", "divide"), ("rm", "sleep")):
-        _forward(gateway, group, element)
     async with gateway:
         click.echo(f"gateway   listening on {gateway.endpoint}")
         process = await asyncio.create_subprocess_exec(
