@@ -430,14 +430,20 @@ async def test_names_cannot_forge_log_lines(guarded: Gateway) -> None:
 
 
 def _certificate(directory: Path, name: str, issuer: str | None = None) -> None:
-    """A key and a certificate, signed by itself or by `issuer`."""
-    subject = f"/CN={name}"
-    key = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-           "-days", "2", "-subj", subject, "-keyout", str(directory / f"{name}.key"),
-           "-out", str(directory / f"{name}.pem"), "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]  # fmt: skip
+    """A key and a certificate, that of an authority, or signed by `issuer`; strict readers want every extension."""
+    usage = "keyCertSign, cRLSign" if issuer is None else "digitalSignature"
+    config = directory / f"{name}.cnf"
+    config.write_text(
+        "[req]\ndistinguished_name = dn\nx509_extensions = extensions\n[dn]\n[extensions]\n"
+        f"basicConstraints = critical, CA:{'TRUE' if issuer is None else 'FALSE'}\nkeyUsage = critical, {usage}\n"
+        "subjectKeyIdentifier = hash\nauthorityKeyIdentifier = keyid\nsubjectAltName = IP:127.0.0.1, DNS:localhost\n"
+    )
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+               "-days", "2", "-subj", f"/CN={name}", "-keyout", str(directory / f"{name}.key"),
+               "-out", str(directory / f"{name}.pem"), "-config", str(config)]  # fmt: skip
     if issuer is not None:
-        key += ["-CA", str(directory / f"{issuer}.pem"), "-CAkey", str(directory / f"{issuer}.key")]
-    subprocess.run(key, check=True, capture_output=True)
+        command += ["-CA", str(directory / f"{issuer}.pem"), "-CAkey", str(directory / f"{issuer}.key")]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 async def test_tls_with_client_certificates_and_tokens(tmp_path: Path) -> None:
