@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -48,6 +50,16 @@ async def _mix(reactor: Reactor, rounds: int) -> None:
 def _objects() -> int:
     gc.collect()
     return len(gc.get_objects()) + sys.getallocatedblocks()
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Failures of handlers are not logged here: pytest keeps every record, and its traceback."""
+    logger = logging.getLogger("packetflow.handlers")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(level)
 
 
 async def _run(rounds: int, gateway: Gateway) -> tuple[int, int]:
