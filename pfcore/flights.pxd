@@ -41,7 +41,8 @@ cdef class Principal:
 
 cdef class Route(Keyed):
     cdef:
-        list members             # that announced it and may handle it
+        list members             # that announced it and may handle it, or that have answered it
+        Py_ssize_t announced     # of those, how many announced it
         readonly bint local      # the dispatcher has a handler
         readonly object alias    # key of the standard element that a two-letter code means, or None
         Policy policy
@@ -66,7 +67,7 @@ cdef class Member:
         readonly int64_t number  # for rendezvous
         readonly bint listed     # it announces what it handles
         readonly tuple handles   # keys that it announced, sorted
-        set routes               # Route objects that list it
+        set routes               # Route objects that have it among their members
         readonly int64_t window
         readonly int64_t outstanding  # flights that it has
         readonly int64_t submitted    # flights of its own

@@ -199,6 +199,9 @@ cdef class Switch(Acceptor):
         cdef Route route
         cdef set wanted = set()
         cdef list names = []
+        if not member.listed:
+            for route in list(member.routes):  # what it was seen to answer counts no more
+                self._leave_route(member, route)
         member.listed = True
         for key in keys:
             if type(key) is not str or len(names) >= MAX_ANNOUNCED:
@@ -218,11 +221,20 @@ cdef class Switch(Acceptor):
             self._leave_route(member, route)
         for route in wanted - member.routes:
             route.members.append(member)
+            route.announced += 1
+            member.routes.add(route)
+
+    def _learn(self, Member member, Route route):
+        """It announces nothing, and has answered: once somebody announces the element, it shares the work."""
+        if len(member.routes) < MAX_ANNOUNCED:
+            route.members.append(member)
             member.routes.add(route)
 
     def _leave_route(self, Member member, Route route):
         member.routes.discard(route)
         route.members.remove(member)
+        if member.listed:
+            route.announced -= 1
         if not route.members:
             route.last_served = self.now if self.now > 0 else 1
 
@@ -411,7 +423,8 @@ cdef class Switch(Acceptor):
         if member.draining or member.gone:
             return False
         if not member.listed and (member.refuses(route.hash)
-                                  or not route.may_handle >> member.principal.role & 1):
+                                  or not route.may_handle >> member.principal.role & 1
+                                  or (route.local and not route.may_replace >> member.principal.role & 1)):
             return False
         return flight is None or flight.tried is None or member not in flight.tried
 
@@ -437,7 +450,7 @@ cdef class Switch(Acceptor):
         cdef Member a, b
         cdef bint urgent = route.group == GROUP_ED
         some[0] = False
-        if n == 0:
+        if route.announced == 0:
             if route.local:
                 return None
             members = self.unlisted
@@ -641,7 +654,7 @@ cdef class Switch(Acceptor):
             flight.fingerprint = fingerprint
             flight.tag = tag
             return self._await(flight, reader, now)
-        if route.local and len(route.members) == 0:
+        if route.local and route.announced == 0:
             return self._run_here(member, route, reader, tag, fingerprint, self._retries_of(reader), now)
         flight = self._begin(member, route, reader, clash, now)
         if flight is None:
@@ -651,9 +664,12 @@ cdef class Switch(Acceptor):
         return self._place(flight, reader, now)
 
     def _alias_of(self, Route route):
-        """The served route that a two-letter code means, or None."""
-        cdef Keyed other = <Keyed>self.routes.by_key.get(route.alias)
-        return other if other is not None and self._served(<Route>other) else None
+        """The route that a two-letter code means, or None where nobody can have it."""
+        cdef Route other = <Route>self.routes.by_key.get(route.alias)
+        if other is None and len(self.unlisted) > 0:
+            group, _, element = route.alias.partition(":")
+            other = <Route>self._make_route(group, element)
+        return other if other is not None and (self._served(other) or len(self.unlisted) > 0) else None
 
     cdef int _retries_of(self, FrameReader reader) noexcept:
         cdef Span span
@@ -947,7 +963,7 @@ cdef class Switch(Acceptor):
                 best = member.queue
                 head = <Flight>best.peek()
             for route in self.queued_routes:
-                if len(route.queue) == 0 or (route not in member.routes if len(route.members) > 0
+                if len(route.queue) == 0 or (route not in member.routes if route.announced > 0
                                              else member.listed or not self._eligible(member, route, None)):
                     continue
                 flight = <Flight>route.queue.peek()
@@ -1007,6 +1023,8 @@ cdef class Switch(Acceptor):
             if code == "PF001":
                 if not member.listed:
                     member.note_refusal(flight.route.hash)
+                    if flight.route in member.routes:
+                        self._leave_route(member, flight.route)
                 if flight.held != NULL:
                     self._next(flight, now)
                     return True
@@ -1017,6 +1035,8 @@ cdef class Switch(Acceptor):
                     return True
         elif member.strikes is not None:
             member.strikes.pop(flight.route.hash, None)
+        if not member.listed and code != "PF001" and flight.route not in member.routes:
+            self._learn(member, flight.route)
         member.latency = member.latency * 0.8 + 0.2 * <double>(now - flight.sent) if member.latency > 0 \
             else <double>(now - flight.sent)
         payload = reader.payload.p
@@ -1040,7 +1060,7 @@ cdef class Switch(Acceptor):
     cdef bint _another(self, Flight flight, Member member) except -1:
         """Is there another reactor for it, besides this one?"""
         cdef Member other
-        for other in (flight.route.members if len(flight.route.members) > 0 else self.unlisted):
+        for other in (flight.route.members if flight.route.announced > 0 else self.unlisted):
             if other is not member and self._eligible(other, flight.route, flight):
                 return True
         return False
@@ -1377,7 +1397,7 @@ cdef class Switch(Acceptor):
         return 0
 
     cdef int _start(self, Flight flight, FrameReader reader, int64_t now) except -1:
-        if flight.route.local and len(flight.route.members) == 0:
+        if flight.route.local and flight.route.announced == 0:
             if reader is not None:
                 self._hold(flight, reader)
             return self._run_held(flight, now)

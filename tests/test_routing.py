@@ -684,3 +684,67 @@ async def test_stopping_drains_and_refuses_what_comes_after(start: Start, hub: G
     gate.set()
     assert await reply == "done"
     await stopping
+
+
+# ---------------------------------------------------------------- learned routes
+
+
+async def answers(peer: Peer, data: str, *elements: str) -> None:
+    """A bare reactor that announces nothing: answers these elements with `data`, PF001 to any other."""
+    while True:
+        message = await peer.message("submit")
+        packet = message["payload"]
+        outcome: dict[str, Any] = {"status": "error", "error": {"code": "PF001", "message": "not here"}}
+        if packet["element"] in elements:
+            outcome = {"status": "success", "data": data}
+        payload = {"packet_id": packet["id"], "duration_ms": 0, **outcome}
+        await peer.send({"type": "result", "seq": 0, "payload": payload})
+
+
+async def test_a_reactor_that_has_answered_shares_the_work_with_one_that_announces(hub: Gateway, start: Start) -> None:
+    bare = await Peer.connect(hub.endpoint)
+    answering = asyncio.ensure_future(answers(bare, "bare", "work"))
+    client = await start("client")
+    assert await client.call("df", "work") == "bare"
+    await start("lister", {"df:work": lambda data: "lister"}, window=256)
+    seen = await asyncio.gather(*(client.call("df", "work") for _ in range(100)))
+    assert set(seen) == {"bare", "lister"}
+    bare.close()
+    answering.cancel()
+    await until(lambda: len(hub.switch.reactors_for("df:work")) == 1)
+    assert await client.call("df", "work") == "lister"
+
+
+async def test_one_that_answers_no_more_is_passed_over(hub: Gateway, start: Start) -> None:
+    bare = await Peer.connect(hub.endpoint)
+    answering = asyncio.ensure_future(answers(bare, "bare", "work"))
+    client = await start("client")
+    assert await client.call("df", "work") == "bare"
+    await start("lister", {"df:work": lambda data: "lister"}, window=256)
+    answering.cancel()
+    answering = asyncio.ensure_future(answers(bare, "bare"))
+    assert set(await asyncio.gather(*(client.call("df", "work") for _ in range(100)))) == {"lister"}
+    assert [member.listed for member in hub.switch.reactors_for("df:work")] == [True]
+    answering.cancel()
+    bare.close()
+
+
+async def test_a_two_letter_code_finds_a_reactor_that_announces_nothing(hub: Gateway, start: Start) -> None:
+    bare = await Peer.connect(hub.endpoint)
+    answering = asyncio.ensure_future(answers(bare, "bare", "transform"))
+    client = await start("client")
+    assert await client.call("df", "tr") == "bare"
+    assert await client.call("df", "transform") == "bare"
+    answering.cancel()
+    bare.close()
+
+
+async def test_one_that_has_answered_does_not_take_the_place_of_our_own_handler(hub: Gateway, start: Start) -> None:
+    bare = await Peer.connect(hub.endpoint)
+    answering = asyncio.ensure_future(answers(bare, "bare", "work"))
+    client = await start("client")
+    assert await client.call("rm", "work") == "bare"
+    hub.register("rm", "work", lambda data: "gateway")
+    assert [await client.call("rm", "work") for _ in range(4)] == ["gateway"] * 4
+    answering.cancel()
+    bare.close()
