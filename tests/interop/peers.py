@@ -160,6 +160,36 @@ class Elixir(Process):
         return run, elixir_environment(), HERE / "elixir"
 
 
+class Browser(Process):
+    """A page in headless Chromium: the endpoint is not dialled before `open`."""
+
+    language = "browser"
+
+    @classmethod
+    def command(cls, endpoint: str, role: str) -> tuple[list[str], dict[str, str], Path]:
+        return ["node", "--import", "tsx", "browser.ts"], {}, HERE / "typescript"
+
+    async def open(self, url: str) -> str:
+        """Opens the page; what it says of its connection."""
+        state: str = (await self.ask(op="open", url=url))["result"]
+        return state
+
+    async def press(self, text: str) -> str:
+        """Writes into the page's field and presses its button; what the page says then."""
+        said: str = (await self.ask(op="press", text=text))["result"]
+        return said
+
+    async def register(self, group: str, element: str) -> None:
+        """The page handles this, too, and answers with the data."""
+        await self.ask(op="register", group=group, element=element)
+
+    async def stop(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()  # it closes its browser and ends
+        await self.process.wait()
+        self.reading.cancel()
+
+
 def elixir_environment() -> dict[str, str]:
     """For `mix` where Hex is out of reach; see tools/interop."""
     return {
