@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from packetflow import Access, Forbidden, Gateway, Identity, NoHandler, Packet, Reactor, Role, Unauthenticated
+from packetflow.conformance.wire import Peer
 from packetflow.gateway import hash_token, new_token
 from tests.test_routing import submit, until
-from tests.wire import Peer
 
 TOKENS = {name: new_token() for name in ("client", "worker", "admin", "limited")}
 

@@ -14,7 +14,7 @@ import pytest
 
 import packetflow
 from packetflow import Gateway, Reactor
-from tests.wire import Peer, frame
+from packetflow.conformance.wire import Peer, frame
 
 PACKET = {"version": "1.0", "id": "a", "group": "df", "element": "echo", "data": 1, "priority": 5}
 

@@ -13,7 +13,7 @@ import pytest
 
 import packetflow
 from packetflow import Gateway, Packet, Reactor
-from tests.wire import Peer, accept_handshake
+from packetflow.conformance.wire import Peer, accept_handshake
 
 
 async def test_the_specifications_usage_example(reactor: Reactor) -> None:

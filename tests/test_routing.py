@@ -19,7 +19,7 @@ from packetflow import (
     Reactor,
     Unavailable,
 )
-from tests.wire import Peer
+from packetflow.conformance.wire import Peer
 
 Start = Callable[..., Awaitable[Reactor]]
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from packetflow.conformance.wire import split
 from pfcore.buffers import OutputBuffer
-from tests.wire import split
 
 EDGES = [0, 1, 2, 15, 16, 17, 124, 125, 126, 127, 128, 65534, 65535, 65536, 65537, 100_000]
 

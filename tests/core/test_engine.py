@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 import packetflow
+from packetflow.conformance.wire import messages, split
 from pfcore.dispatch import Dispatcher, Handler
 from pfcore.engine import Engine
 from pfcore.errors import PacketFlowError
 from pfcore.frames import encode_message
 from pfcore.packets import Packet
-from tests.wire import messages, split
 
 S = 1_000_000_000
 MS = 1_000_000

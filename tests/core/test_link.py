@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from packetflow.conformance.wire import Peer, frame
 from pfcore.link import MessageLink
-from tests.wire import Peer, frame
 
 
 async def deliver(

@@ -8,11 +8,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from packetflow.conformance.wire import messages
 from pfcore.dispatch import Dispatcher, Handler
 from pfcore.engine import Engine
 from pfcore.flights import Principal
 from pfcore.switch import Switch
-from tests.wire import messages
 
 MS = 1_000_000
 SECOND = 1000 * MS

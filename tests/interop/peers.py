@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from packetflow import Reactor
+from packetflow.conformance import wire
 from packetflow.errors import PacketFlowError
-from tests import wire
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent.parent / "build" / "interop"

@@ -65,7 +65,20 @@ async def test_a_page_submits_and_handles(browser: Any, site: str) -> None:
 
 
 async def test_every_json_type_both_ways(browser: Any, site: str) -> None:
-    value = [None, True, 0, -1, 10**15, 1e-300, 0.5, "", "".join(map(chr, range(32))) + "é\u2028🧪", [], {}, {"a": [{}]}]
+    value = [
+        None,
+        True,
+        0,
+        -1,
+        10**15,
+        1e-300,
+        0.5,
+        "",
+        "".join(map(chr, range(32))) + "é\u2028🧪",
+        [],
+        {},
+        {"a": [{}]},
+    ]
     async with gateway_for(site) as gateway, Reactor(gateway.endpoint) as client:
         await browser.open(page(site, gateway))
         await gateway.wait_for_reactor("browser")
@@ -109,9 +122,7 @@ async def test_a_page_of_a_foreign_origin_is_kept_out(browser: Any, site: str) -
 
 
 async def test_a_token_in_the_subprotocol(browser: Any, site: str) -> None:
-    access = Access.of(
-        [Role("web", submit=("df:*",))], [Identity("page", "web", tokens=(hash_token("s3cret-token"),))]
-    )
+    access = Access.of([Role("web", submit=("df:*",))], [Identity("page", "web", tokens=(hash_token("s3cret-token"),))])
     async with gateway_for(site, access=access) as gateway:
         assert (await browser.open(page(site, gateway, token="wrong"))).startswith("PF502: cannot connect")
         assert (await browser.open(page(site, gateway, token="s3cret-token"))).startswith("connected")

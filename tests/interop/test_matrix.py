@@ -94,7 +94,23 @@ async def test_no_handler_anywhere(cell: Cell) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [None, True, False, 0, -1, 10**15, 1e-300, 0.1, -2.5, "", "x", [], {}, [[], {}, None], {"a": {"b": [1, "2", None]}}],
+    [
+        None,
+        True,
+        False,
+        0,
+        -1,
+        10**15,
+        1e-300,
+        0.1,
+        -2.5,
+        "",
+        "x",
+        [],
+        {},
+        [[], {}, None],
+        {"a": {"b": [1, "2", None]}},
+    ],
     ids=repr,
 )
 async def test_an_echo_of_every_json_type(cell: Cell, value: Any) -> None:
@@ -123,7 +139,7 @@ async def test_data_absent_is_null(cell: Cell) -> None:
 
 
 async def test_text_of_every_kind(cell: Cell) -> None:
-    text = "".join(map(chr, range(32))) + "\x7f\"\\/ \u00e9\u2028\u2029\ufeff\uffff 日本語 \U0001f9ea\U0010ffff"
+    text = "".join(map(chr, range(32))) + '\x7f"\\/ \u00e9\u2028\u2029\ufeff\uffff 日本語 \U0001f9ea\U0010ffff'
     assert (await cell.client.submit("df", "echo", data=text))["data"] == text
     assert (await cell.client.submit("df", "echo", data={text: [text]}))["data"] == {text: [text]}
 
@@ -311,6 +327,10 @@ async def test_the_gateway_answers_before_a_listing_stops_to_listen(worlds: dict
         for handles in LANGUAGES
     }
     for handles in LANGUAGES:
-        await heartbeat(Cell("python", handles, worlds[handles].gateway, worlds[handles].clients["python"], worlds[handles].worker))
+        await heartbeat(
+            Cell("python", handles, worlds[handles].gateway, worlds[handles].clients["python"], worlds[handles].worker)
+        )
     results = await asyncio.gather(*flights.values())
-    assert {pair: code(result) for pair, result in zip(flights, results, strict=True)} == dict.fromkeys(flights, "PF408")
+    assert {pair: code(result) for pair, result in zip(flights, results, strict=True)} == dict.fromkeys(
+        flights, "PF408"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib
 import json
 import logging
@@ -19,8 +20,10 @@ import click
 from packetflow import Gateway, Reactor, run
 from packetflow._version import __version__
 from packetflow.cli.bench import bench, render
+from packetflow.cli.conformance import render_outcome, render_verdict
 from packetflow.cli.demo import demo
 from packetflow.cli.top import fetch, render_top
+from packetflow.conformance import Outcome, check_client, check_server
 from packetflow.endpoint import DEFAULT_PATH, DEFAULT_PORT, parse_endpoint
 from packetflow.errors import ConnectionLost, InvalidPacket, PacketFlowError
 from packetflow.gateway import hash_token, new_token
@@ -113,6 +116,7 @@ def main(verbose: int) -> None:
     packetflow run app:reactor                       run the reactor in app.py
     packetflow submit df:transform '"hello"'         submit a packet, print its result
     packetflow bench df:transform '"hello"'          load it and print latencies
+    packetflow conformance                           hold a gateway against the protocol
     """
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -410,6 +414,53 @@ def bench_command(
     except PacketFlowError as error:
         raise Failure(error.message) from None
     click.echo(json.dumps(figures) if as_json else render(figures))
+
+
+@main.command("conformance")
+@click.argument("endpoint", type=EndpointType(), default=DEFAULT_ENDPOINT)
+@click.option("--listen", is_flag=True, help="Listen at ENDPOINT for a client, instead of dialling a server.")
+@click.option("--element", metavar="GROUP:ELEMENT", help="Of a server that does not route between its peers.")
+@click.option("--wait", default=60.0, show_default=True, help="Seconds to wait for a client, with --listen.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines, a rule a line.")
+@token_option
+def conformance_command(
+    endpoint: str, listen: bool, element: str | None, wait: float, as_json: bool, token: str | None
+) -> None:
+    """Does a server, or a client, of any implementation keep to the protocol?
+
+    A scripted peer plays every rule, and prints what became of it and where the
+    rule stands. Exit code 0 if all that must hold holds, 1 if not. A client's part
+    (with --listen) is in docs/interop.md.
+
+    \b
+    packetflow conformance ws://127.0.0.1:8443/packetflow/v1
+    packetflow conformance --listen ws://127.0.0.1:8444/packetflow/v1
+    """
+    if element is not None:
+        _address(element)
+
+    async def play() -> list[Outcome]:
+        outcomes = []
+        if listen:
+            played = check_client(
+                endpoint, timeout=wait, on_listening=lambda url: click.echo(f"listening on {url}", err=True)
+            )
+        else:
+            played = check_server(endpoint, token=token, element=element)
+        async for outcome in played:
+            outcomes.append(outcome)
+            click.echo(json.dumps(dataclasses.asdict(outcome)) if as_json else render_outcome(outcome))
+        return outcomes
+
+    try:
+        outcomes = run(play())
+    except TimeoutError:
+        raise Failure(f"no client came within {wait:g} s") from None
+    except (PacketFlowError, OSError, ValueError) as error:
+        raise Failure(getattr(error, "message", str(error))) from None
+    if not as_json:
+        click.echo(render_verdict(outcomes))
+    sys.exit(any(outcome.passed is False and outcome.level == "must" for outcome in outcomes))
 
 
 @main.command("demo")

@@ -371,7 +371,7 @@ class Gateway(HandlerRegistry):
         engine = Engine(client=False, acceptor=self._switch, on_heartbeat=self._on_peer_heartbeat, **self._settings)
         engine.announce(self.handles)
         link = Link(engine, loop=self._loop, on_open=self._on_open_link, on_closed=self._on_closed_link)
-        handles = parse_qs(target.query).get("handles")
+        handles = parse_qs(target.query, keep_blank_values=True).get("handles")
         self._switch.admit(engine, principal, None if handles is None else ",".join(handles).split(","))
         # only what was offered may be chosen, and credentials are not to be echoed
         offered = [
