@@ -152,8 +152,8 @@ def error_frames(message: dict[str, Any]) -> list[dict[str, Any]]:
 async def test_what_is_wrong_with_a_server_is_found(
     change: Change, opcode: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("packetflow.conformance.rules.PATIENCE", 0.3)
-    monkeypatch.setattr("packetflow.conformance.server.PATIENCE", 0.3)
+    monkeypatch.setattr("packetflow.conformance.rules.PATIENCE", 0.15)
+    monkeypatch.setattr("packetflow.conformance.server.PATIENCE", 0.15)
     from packetflow.conformance.server import RULES, Session
 
     async with (
@@ -272,7 +272,7 @@ async def faulty(peer: Peer, faults: dict[str, Any]) -> None:
 async def test_what_is_wrong_with_a_client_is_found(
     faults: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("packetflow.conformance.client.PATIENCE", 0.05)
+    monkeypatch.setattr("packetflow.conformance.client.PATIENCE", 0.02)
     outcomes = await outcomes_for(lambda url: bare_client(url, **faults))
     assert expected in broken(outcomes)
 

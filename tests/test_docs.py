@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from packetflow.gateway.config import load_config
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*/*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -55,7 +57,14 @@ def test_only_languages_that_are_run() -> None:
     """``sh`` is for installing, which .ci/run does; a fence without a language is a picture."""
     for page in PAGES:
         for match in BLOCK.finditer(page.read_text()):
-            assert match[1] in ("python", "console", "sh"), f"{page}: {match[1]}"
+            assert match[1] in ("python", "console", "sh", "toml"), f"{page}: {match[1]}"
+
+
+@pytest.mark.parametrize("source", blocks("toml"))
+def test_configurations(source: str, tmp_path: Path) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_text(source)
+    load_config(path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -123,6 +123,7 @@ def test_the_python_rooms_depend_downwards() -> None:
         "errors",
         "model",
         "endpoint",
+        "conformance",
         "loop",
         "logs",
         "middleware",

@@ -1,5 +1,5 @@
 // Driven by tests/interop over standard input and output, a JSON object a line:
-//   tsx peer.ts ENDPOINT worker|client|doomed
+//   tsx peer.ts ENDPOINT worker|client|doomed|conformance
 // Commands carry a `tag`, which the answer to them has, too.
 
 import { createInterface } from 'node:readline';
@@ -87,6 +87,11 @@ if (role === 'worker') {
   peer.register('df', 'note', async () => ++noted);
 } else if (role === 'client') {
   peer.register('df', 'self.typescript', async (data) => ({ self: data }));
+} else if (role === 'conformance') {
+  peer.register('df', 'conformance.echo', async (data) => data);
+  peer.register('df', 'conformance.fail', async () => {
+    throw new Error('on purpose');
+  });
 } else {
   peer.register('df', 'doomed.typescript', () => {
     say({ started: true });
@@ -150,3 +155,11 @@ createInterface({ input: process.stdin })
 
 await peer.start();
 say({ ready: true });
+
+if (role === 'conformance') {
+  let told: unknown = null;
+  while (told !== 'done') {
+    const result = await peer.submit({ group: 'df', element: 'conformance.next', data: told, priority: 5 });
+    told = result.status === 'success' ? result.data : result.error!.code;
+  }
+}

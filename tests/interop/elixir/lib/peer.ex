@@ -1,7 +1,7 @@
 defmodule PacketFlowPeer.Peer do
   @moduledoc """
   Driven by tests/interop over standard input and output, a JSON object a line:
-  `mix run --no-halt -e "PacketFlowPeer.Peer.main()" -- ENDPOINT worker|client|doomed`.
+  `mix run --no-halt -e "PacketFlowPeer.Peer.main()" -- ENDPOINT worker|client|doomed|conformance`.
   Commands carry a `tag`, which the answer to them has, too.
   """
   alias PacketFlowPeer.Reactor
@@ -48,6 +48,21 @@ defmodule PacketFlowPeer.Peer do
       say(%{started: true})
       Process.sleep(:infinity)
     end)
+  end
+
+  defp register("conformance", _counter) do
+    Reactor.register("df", "conformance.echo", & &1)
+    Reactor.register("df", "conformance.fail", fn _ -> raise "on purpose" end)
+    spawn(fn -> converse(nil) end)
+  end
+
+  defp converse("done"), do: :ok
+
+  defp converse(told) do
+    case Reactor.submit(%{"group" => "df", "element" => "conformance.next", "data" => told, "priority" => 5}) do
+      %{"status" => "success", "data" => data} -> converse(data)
+      %{"error" => %{"code" => code}} -> converse(code)
+    end
   end
 
   # what a test wants to go wrong
