@@ -66,7 +66,7 @@ async def demo() -> int:
     async with gateway:
         click.echo(f"gateway   listening on {gateway.endpoint}")
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", f"from packetflow.cli.demo import worker; worker({gateway.endpoint!r})"
+            sys.executable, "-P", "-c", f"from packetflow.cli.demo import worker; worker({gateway.endpoint!r})"
         )
         try:
             async with asyncio.timeout(10):
