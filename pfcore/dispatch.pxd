@@ -16,7 +16,8 @@
 #   mc   one at a time
 #   rm   one at a time per metadata.key, else data.key
 #   df, co  as many as there is room for
-# A handler with a `limit` of its own has a lane of that width.
+# A handler with a `limit` of its own has a lane of that width. A `free` one waits
+# rather than works (the standard elements): thousands of them may be suspended.
 #
 # A Worker is a coroutine-like object under one asyncio.Task. Handlers are
 # driven with that task as the current one and in its context, so that
@@ -42,7 +43,8 @@ cdef class Handler(Keyed):
         readonly object check        # value -> value or raises: the annotated return type, or None
         object returns               # a type: exact instances need no `check`
         readonly Py_ssize_t limit    # suspended at once, 0: as many as the dispatcher's
-        bint free                    # takes no lane, whatever its group
+        bint free                    # waits rather than works: no lane, no share of `concurrency`
+        bint wants_caller            # called with (data, packet, caller)
         bint plain_str               # annotated `str`: a JSON string needs no decoder
 
 # Packets that must not run at the same time: at most `limit` of them are suspended.
@@ -62,6 +64,7 @@ cdef class Job:
         int64_t started              # ns; when it was called
         object data
         Packet packet                # where the handler wants it
+        object caller                # where the handler wants it
         object entry                 # HeapEntry while queued
         PriorityHeap home            # where
         Lane lane                    # None: it may run beside any other
@@ -96,13 +99,17 @@ cdef class Dispatcher(Acceptor):
         readonly Py_ssize_t concurrency  # handlers that may be suspended at once
         readonly Py_ssize_t max_queue    # jobs that may wait
         Py_ssize_t max_queue_bytes
-        readonly Py_ssize_t running  # suspended handlers
+        readonly Py_ssize_t running  # suspended handlers, but for free ones
+        readonly Py_ssize_t waiting  # suspended handlers that are free
+        readonly Py_ssize_t max_waiting
         Py_ssize_t queue_bytes
         readonly bint draining
         readonly bint expose_errors
         PriorityHeap queue
+        PriorityHeap free_queue      # of jobs whose handlers are free
         dict lanes                   # key -> Lane, while anyone is in it
-        readonly Py_ssize_t queued_jobs  # in `queue` and in all lanes
+        readonly Py_ssize_t queued_jobs  # in both queues and in all lanes
+        object caller                # of the packet that is accepted just now: a Member, or a Principal
         Lane lane                    # of the packet that is to be run now
         uint64_t lane_key
         Py_ssize_t lane_limit        # 0: it needs none

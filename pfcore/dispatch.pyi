@@ -22,6 +22,7 @@ class Handler(Keyed):
         check: Callable[[Any], Any] | None = None,
         limit: int = 0,
         free: bool = False,
+        wants_caller: bool = False,
     ) -> None: ...
     @property
     def function(self) -> Callable[..., Any]: ...
@@ -42,6 +43,7 @@ class Dispatcher(Acceptor):
         concurrency: int = 1024,
         max_queue: int = 8192,
         max_queue_bytes: int = 67_108_864,
+        max_waiting: int = 65_536,
         expose_errors: bool = True,
         on_slow: Callable[[str, int], object] | None = None,
         on_error: Callable[[str, str, BaseException], object] | None = None,
@@ -52,6 +54,10 @@ class Dispatcher(Acceptor):
     def max_queue(self) -> int: ...
     @property
     def running(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def max_waiting(self) -> int: ...
     @property
     def queued(self) -> int: ...
     @property

@@ -109,8 +109,11 @@ cdef class Handler:
     """What runs for one ``group:element``.
 
     `limit`: packets that may be suspended in it at once, 0 for no bound but the
-    dispatcher's (default). `free`: its group's order does not hold for it.
-    `function`: called with ``(data)``, or ``(data, packet)`` if `wants_packet`.
+    dispatcher's (default). `free`: its group's order does not hold for it, nor the
+    dispatcher's `concurrency`, for it waits rather than works.
+    `function`: called with ``(data)``, or ``(data, packet)`` if `wants_packet`, or
+    ``(data, packet, caller)`` if `wants_caller`: who submitted, a Member, or a
+    Principal whose link has gone.
     `decoder`: from the JSON of `data` to its value, may raise
     `msgspec.ValidationError`; None for plain JSON values. `returns`, `check`:
     a value that is not exactly a `returns` goes through `check`, which returns
@@ -118,12 +121,14 @@ cdef class Handler:
     """
 
     def __init__(self, group, element, function, *, bint wants_packet=False,
-                 decoder=None, bint plain_str=False, returns=None, check=None, Py_ssize_t limit=0, bint free=False):
+                 decoder=None, bint plain_str=False, returns=None, check=None, Py_ssize_t limit=0, bint free=False,
+                 bint wants_caller=False):
         self.name(group, element)
         if not callable(function):
             raise TypeError(f"handler for {self.key}: expected a function, got {function!r}")
         self.function = function
-        self.wants_packet = wants_packet
+        self.wants_packet = wants_packet or wants_caller
+        self.wants_caller = wants_caller
         self.decoder = decoder
         self.plain_str = plain_str
         self.returns = returns
@@ -325,14 +330,16 @@ cdef class Dispatcher(Acceptor):
     `concurrency`: async handlers that may be suspended at once (default 1,024);
     beyond it packets queue, the most urgent first. `max_queue`: packets that may
     wait (default 8,192), `max_queue_bytes`: and their bytes (default 64 MiB);
-    beyond them the answer is PF429. `expose_errors`: handlers' exception texts
+    beyond them the answer is PF429. `max_waiting`: free handlers that may be
+    suspended (default 65,536), PF429 past it. `expose_errors`: handlers' exception texts
     go to the submitter (default True). `on_slow`: called with ``(key, ms)``
     after a handler kept the loop for over 100 ms. `on_error`: called with ``(key,
     packet id, exception)`` when a handler raised anything but a `PacketFlowError`.
     """
 
     def __init__(self, *, Py_ssize_t concurrency=1024, Py_ssize_t max_queue=8192,
-                 Py_ssize_t max_queue_bytes=67108864, bint expose_errors=True, on_slow=None, on_error=None):
+                 Py_ssize_t max_queue_bytes=67108864, Py_ssize_t max_waiting=65536, bint expose_errors=True,
+                 on_slow=None, on_error=None):
         if concurrency < 1:
             raise ValueError(f"concurrency: expected at least 1, got {concurrency}")
         if max_queue < 0:
@@ -340,10 +347,12 @@ cdef class Dispatcher(Acceptor):
         self.concurrency = concurrency
         self.max_queue = max_queue
         self.max_queue_bytes = max_queue_bytes
+        self.max_waiting = max_waiting
         self.expose_errors = expose_errors
         self.on_slow = on_slow
         self.on_error = on_error
         self.queue = PriorityHeap()
+        self.free_queue = PriorityHeap()
         self.lanes = {}
         self.handlers = KeyTable()
         self.parked = []
@@ -386,7 +395,7 @@ cdef class Dispatcher(Acceptor):
     async def drain(self, timeout):
         """No new packets (PF503); waits up to `timeout` seconds for the accepted ones, True if all ended."""
         self.draining = True
-        if self.running == 0 and self.queued_jobs == 0:
+        if self.running == 0 and self.waiting == 0 and self.queued_jobs == 0:
             return True
         self.idle = self.loop.create_future()
         try:
@@ -446,7 +455,14 @@ cdef class Dispatcher(Acceptor):
         self.lane = None
         self.lane_limit = 0
         if self.loop is not None:
-            if handler.group == GROUP_ED and handler.limit == 0:
+            if handler.free:
+                if self.waiting >= self.max_waiting:
+                    return engine.respond_error(
+                        reader.seq, reader.id.p, reader.id.n, "PF429",
+                        f"{self.waiting} packets wait here already, the most that may", {"retry_after_ms": 100}, 0)
+                if engine.now >= self.slice_ends:
+                    return self._enqueue(engine, reader, handler, data, packet, now)
+            elif handler.group == GROUP_ED and handler.limit == 0:
                 # at once; but even events have a bound
                 if self.running >= self.concurrency + self.max_queue:
                     return self._enqueue(engine, reader, handler, data, packet, now)
@@ -529,6 +545,7 @@ cdef class Dispatcher(Acceptor):
         job.seq = reader.seq
         job.data = data
         job.packet = packet
+        job.caller = self.caller if handler.wants_caller else None
         job.cost = cost
         job.number = engine.keep(
             job, reader.id.p, reader.id.n,
@@ -537,7 +554,7 @@ cdef class Dispatcher(Acceptor):
             return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF409",
                                         "a packet with this id is already in flight", None, 0)
         job.priority = reader.priority
-        job.home = self.queue
+        job.home = self.free_queue if handler.free else self.queue
         if self.lane_limit > 0:
             job.lane = self._enter_lane()
             if job.lane.busy >= job.lane.limit:
@@ -551,7 +568,8 @@ cdef class Dispatcher(Acceptor):
 
     cdef int _schedule(self) except -1:
         """Queued jobs get a turn in the loop's next iteration, if there is room for one."""
-        if not self.scheduled and self.running < self.concurrency and len(self.queue) > 0:
+        if not self.scheduled and (len(self.free_queue) > 0
+                                   or (self.running < self.concurrency and len(self.queue) > 0)):
             self.scheduled = True
             self.loop.call_soon(self.run_queue)
         return 0
@@ -563,8 +581,13 @@ cdef class Dispatcher(Acceptor):
         cdef int64_t now = pf_monotonic_ns()
         cdef int64_t end = now + SLICE
         self.scheduled = False
-        while self.running < self.concurrency and len(self.queue) > 0 and now < end:
-            job = <Job>self.queue.pop()
+        while now < end:
+            if len(self.free_queue) > 0:
+                job = <Job>self.free_queue.pop()
+            elif self.running < self.concurrency and len(self.queue) > 0:
+                job = <Job>self.queue.pop()
+            else:
+                break
             job.entry = None
             job.home = None
             self.queued_jobs -= 1
@@ -615,7 +638,12 @@ cdef class Dispatcher(Acceptor):
         task = worker.task
         references = Py_REFCNT(<PyObject*>task)
         try:
-            value = handler.function(data, packet) if handler.wants_packet else handler.function(data)
+            if handler.wants_caller:
+                value = handler.function(data, packet, self.caller if job is None else job.caller)
+            elif handler.wants_packet:
+                value = handler.function(data, packet)
+            else:
+                value = handler.function(data)
             if PyCoro_CheckExact(value) or pf_is_awaitable(value):
                 inner = value if PyCoro_CheckExact(value) else value.__await__()
                 value = None
@@ -645,7 +673,11 @@ cdef class Dispatcher(Acceptor):
             job.started = now
             job.data = None
             job.packet = None
-            self.running += 1
+            job.caller = None
+            if handler.free:
+                self.waiting += 1
+            else:
+                self.running += 1
             worker.go_on(job, inner, value)
             return 0
         inner = None
@@ -764,13 +796,16 @@ cdef class Dispatcher(Acceptor):
 
     cdef int _job_done(self, Job job) except -1:
         """A handler that had suspended has ended."""
-        self.running -= 1
+        if job.handler.free:
+            self.waiting -= 1
+        else:
+            self.running -= 1
         self._leave_lane(job)
         self._schedule()
         return self._check_idle()
 
     cdef int _check_idle(self) except -1:
-        if self.idle is not None and self.running == 0 and self.queued_jobs == 0 and not self.idle.done():
+        if self.idle is not None and self.running == 0 and self.waiting == 0 and self.queued_jobs == 0 and not self.idle.done():
             self.idle.set_result(None)
         return 0
 

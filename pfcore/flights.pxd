@@ -44,6 +44,7 @@ cdef class Route(Keyed):
         list members             # that announced it and may handle it, or that have answered it
         Py_ssize_t announced     # of those, how many announced it
         readonly bint local      # the dispatcher has a handler
+        bint yields              # ... which a reactor that announces nothing may stand in for
         readonly object alias    # key of the standard element that a two-letter code means, or None
         Policy policy
         PriorityHeap queue       # of Flight

@@ -7,7 +7,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from pfcore.buffers cimport OP_TEXT, OutputBuffer
-from pfcore.dispatch cimport Job
+from pfcore.dispatch cimport Handler, Job
 from pfcore.engine cimport (
     FIRST_ROUTED,
     GOOD_WRITE,
@@ -65,6 +65,7 @@ cdef enum:
     MAX_STRANGERS = 16384        # elements remembered only because someone asked for them
     TRIES = 256                  # candidates looked at before all count as full
     POOL = 8192                  # flights kept to be used again
+    GROUP_DF = 1
     GROUP_ED = 2
     GROUP_MC = 4
     RETRY_AFTER_MS = 100
@@ -320,7 +321,7 @@ cdef class Switch(Acceptor):
         route.policy = (Policy.STICKY, Policy.LEAST, Policy.FASTEST, Policy.LEAST, Policy.LEAST,
                         Policy.KEYED)[route.group]
         route.may_submit, route.may_handle, route.may_replace = self.permit(route.key)
-        route.local = route.key in self.dispatcher.handlers.by_key
+        self._look_here(route)
         self.routes.put(route)
         return route
 
@@ -385,10 +386,17 @@ cdef class Switch(Acceptor):
                 group, _, element = key.partition(":")
                 self._make_route(group, element)
         for route in self.routes.by_key.values():
-            route.local = route.key in self.dispatcher.handlers.by_key
+            self._look_here(route)
         for member in self.members.values():
             if member.listed:
                 self._list(member, member.handles)
+
+    def _look_here(self, Route route):
+        """Is there a handler of the gateway's own?"""
+        cdef Handler handler = <Handler>self.dispatcher.handlers.by_key.get(route.key)
+        route.local = handler is not None
+        # a standard df element: reactors register the same names, and the specification's do not announce them
+        route.yields = handler is not None and handler.free and route.group == GROUP_DF
 
     def roles_changed(self):
         """What roles may do has changed: asks `permit` again for every element."""
@@ -451,7 +459,7 @@ cdef class Switch(Acceptor):
         cdef bint urgent = route.group == GROUP_ED
         some[0] = False
         if route.announced == 0:
-            if route.local:
+            if route.local and not route.yields:
                 return None
             members = self.unlisted
             n = len(members)
@@ -654,7 +662,7 @@ cdef class Switch(Acceptor):
             flight.fingerprint = fingerprint
             flight.tag = tag
             return self._await(flight, reader, now)
-        if route.local and route.announced == 0:
+        if route.local and route.announced == 0 and not (route.yields and len(self.unlisted) > 0):
             return self._run_here(member, route, reader, tag, fingerprint, self._retries_of(reader), now)
         flight = self._begin(member, route, reader, clash, now)
         if flight is None:
@@ -1192,8 +1200,10 @@ cdef class Switch(Acceptor):
                 # a two-letter code: the dispatcher looks for the whole name
                 reader.element.p = <const unsigned char*>PyBytes_AS_STRING(route.element)
                 reader.element.n = PyBytes_GET_SIZE(route.element)
+            self.dispatcher.caller = origin
             self.dispatcher.accept(engine, reader, now)
         finally:
+            self.dispatcher.caller = None
             engine.noting = False
             self.accepting = None
             self.accepting_id = NULL
@@ -1236,8 +1246,11 @@ cdef class Switch(Acceptor):
         # answered at once, it ends in `answered` like one that takes its time
         engine.noting = True
         try:
+            # one that has lost its link is still authorised as whose it is, not as the gateway's
+            self.dispatcher.caller = flight.origin if flight.origin is not None else flight.principal
             self.dispatcher.accept(engine, self.again, now)
         finally:
+            self.dispatcher.caller = None
             engine.noting = False
         if flight.seq == seq and flight.state == FlightState.LOCAL and engine.kept >= 0:
             self._make_local(flight, engine)
@@ -1397,7 +1410,8 @@ cdef class Switch(Acceptor):
         return 0
 
     cdef int _start(self, Flight flight, FrameReader reader, int64_t now) except -1:
-        if flight.route.local and flight.route.announced == 0:
+        if flight.route.local and flight.route.announced == 0 and not (
+                flight.route.yields and len(self.unlisted) > 0):
             if reader is not None:
                 self._hold(flight, reader)
             return self._run_held(flight, now)
