@@ -267,6 +267,8 @@ class Python:
                 opcode, payload = await self.bare.frame()
             except (asyncio.IncompleteReadError, ConnectionError):
                 return
+            if opcode == 9:  # it is asked whether it lives
+                await self.bare.send(payload, opcode=10)
             if opcode != 1:
                 continue
             text = payload.decode()
