@@ -101,7 +101,7 @@ cdef class Engine(Canceller):
         object on_heartbeat          # callable(payload dict) or None
         object wake                  # callable(): output or timers have changed outside a batch; or None
         object flush_now             # callable(): write what is ready; None without a connection
-        object member                # the switch's side of this link, None where nothing is handed on
+        readonly object member                # the switch's side of this link, None where nothing is handed on
         bint records                 # the acceptor wants to know how its packets are answered
         bint noting                  # the answer being written is one of them
         int32_t kept                 # slot in `inbound` of what was kept last

@@ -82,6 +82,8 @@ cdef bint _holds_non_finite(object value) except -1:
             if _holds_non_finite(each):
                 return True
         return False
+    if kind is _Raw:
+        return False  # JSON already
     # structs, dataclasses, sets, subclasses: as msgspec sees them
     builtin = _to_builtins(value)
     return type(builtin) is not kind and _holds_non_finite(builtin)

@@ -14,35 +14,27 @@ from urllib.parse import parse_qs, urlsplit
 
 import picows
 
+from packetflow.elements import STANDARD, Bounds, Runtime
 from packetflow.endpoint import Endpoint, parse_endpoint
 from packetflow.errors import ConnectionLost
 from packetflow.gateway.access import GATEWAY_ROLE, Access, principals
+from packetflow.gateway.inside import Inside
 from packetflow.gateway.peer import Peer
 from packetflow.gateway.web import respond
 from packetflow.handlers import HandlerRegistry
 from packetflow.logs import HandlerErrors, warn_slow
 from packetflow.model import SHORT_ELEMENTS, Packet
 from packetflow.tracing import trace_id_of
-from pfcore.client import Submitter
 from pfcore.dispatch import Dispatcher
 from pfcore.engine import Engine
-from pfcore.flights import Principal
 from pfcore.ledger import Ledger
 from pfcore.link import Gate, Link
-from pfcore.loopback import Loopback
 from pfcore.reply import Reply
 from pfcore.switch import Switch
 
 __all__ = ["Gateway"]
 
 log = logging.getLogger("packetflow.gateway")
-
-_FOREVER = 1e6
-"""Seconds: the loopback needs neither heartbeats nor signs of life."""
-
-
-class _Inside(Submitter):
-    """The gateway's own submits: they are routed as everyone's."""
 
 
 class Gateway(HandlerRegistry):
@@ -64,6 +56,7 @@ class Gateway(HandlerRegistry):
     `allowed_origins`: web origins that browsers may connect from (default:
     none, so that no web page can use a visitor's gateway). `public_metrics`:
     ``/metrics`` asks for no credentials (default: it does where links must).
+    `elements`: offer the standard elements (default True), within these `Bounds`.
     """
 
     def __init__(
@@ -89,6 +82,7 @@ class Gateway(HandlerRegistry):
         insecure: bool = False,
         expose_errors: bool = True,
         public_metrics: bool = False,
+        elements: bool | Bounds = True,
     ) -> None:
         self._endpoint: Endpoint = parse_endpoint(endpoint)
         if self._endpoint.credentials is not None:
@@ -141,9 +135,10 @@ class Gateway(HandlerRegistry):
         self._gate: Gate | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._loopback: Loopback | None = None
-        self._inside = _Inside()
         self._links: dict[Engine, Link] = {}
+        self._inside = Inside(self._switch, self._masks, self._links.get, max_frame)
+        self._bounds = None if elements is False else Bounds() if elements is True else elements
+        self._elements: Runtime | None = None
         self._addresses: dict[str, int] = {}
         self._arriving = 0
         self._peers: dict[str, Peer] = {}
@@ -197,7 +192,8 @@ class Gateway(HandlerRegistry):
         loop = self._loop = asyncio.get_running_loop()
         self._dispatcher.start(loop)
         self._switch.start(time.monotonic_ns())
-        self._open_loopback(loop)
+        self._inside.open(loop)
+        self._open_elements(loop)
         self._gate = Gate(
             self._admit,
             self._arrived,
@@ -216,24 +212,46 @@ class Gateway(HandlerRegistry):
         self._switch.handlers_changed()
         log.info("listening on %s", self.endpoint)
 
-    def _open_loopback(self, loop: asyncio.AbstractEventLoop) -> None:
-        settings = {"heartbeat": _FOREVER, "silence": _FOREVER, "max_frame": self._settings["max_frame"]}
-        settings["max_buffer"] = 1 << 28
-        near = Engine(client=False, **settings)
-        far = Engine(client=False, acceptor=self._switch, window=1 << 24, **settings)
-        self._loopback = Loopback(near, far, loop=loop)
-        self._switch.admit(far, Principal("gateway", 1, GATEWAY_ROLE), ())
-        self._switch.join(far)
-        self._switch.set_inner(far)
-        self._loopback.open_up()
-        self._inside._bind(self._loopback)
+    def _open_elements(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._bounds is None:
+            return
+        self._elements = Runtime(self._inside, STANDARD, loop=loop, bounds=self._bounds, gateway=self._inside.gateway)
+        for handler in self._elements.handlers():
+            if handler.key not in self._dispatcher.keys:
+                self._dispatcher.register(handler)
+
+    def _close_elements(self) -> None:
+        if self._elements is None:
+            return
+        self._elements.close()
+        for key in set(STANDARD) - set(self.handles):
+            self._dispatcher.unregister(key)
+        self._elements = None
+
+    @property
+    def handles(self) -> list[str]:
+        """What was registered here; the standard elements are not among them."""
+        return sorted(f"{group}:{element}" for group, element in self._registry.functions)
+
+    def unregister(self, group: str, element: str) -> None:
+        """Takes a handler out, and puts the standard element of that name back; KeyError if there is none."""
+        if (group, element) not in self._registry.functions:
+            raise KeyError(f"{group}:{element}")
+        super().unregister(group, element)
+        if self._elements is not None and f"{group}:{element}" in STANDARD:
+            for handler in self._elements.handlers():
+                if handler.key == f"{group}:{element}":
+                    self._dispatcher.register(handler)
+            self._switch.handlers_changed()
 
     async def stop(self, grace: float = 5.0) -> None:
         """Stops: accepted packets may finish for `grace` seconds, new ones get PF503; then closes every link."""
-        if self._server is None or self._loop is None or self._loopback is None:
+        if self._server is None or self._loop is None:
             return
         server, self._server = self._server, None
         server.close()
+        if self._elements is not None:
+            self._elements.drain()
         ends = time.monotonic() + grace
         idle = self._loop.create_future()
         self._switch.drain(idle)
@@ -255,9 +273,8 @@ class Gateway(HandlerRegistry):
                 for link in list(self._links.values()):
                     link.abort()
                 await asyncio.sleep(0)
-        self._loopback.shut("PF503", "the gateway was stopped")
-        self._switch.leave(self._loopback.far, time.monotonic_ns())
-        self._inside._bind(None)
+        self._close_elements()
+        self._inside.close()
         await server.wait_closed()
         self._dispatcher.stop()
         self._registry.pools.close()
@@ -302,6 +319,7 @@ class Gateway(HandlerRegistry):
                 self._principals[name] = old
         self._switch.roles_changed()
         alive = {id(principal) for principal in self._principals.values()}
+        self._inside.keep_only([*self._principals.values(), self._anonymous])
         for member in self._switch.links:
             principal = member.principal
             if principal.role == GATEWAY_ROLE or id(principal) in alive:
@@ -393,6 +411,9 @@ class Gateway(HandlerRegistry):
         name = engine.peer_name
         if name is not None and name in self._peers and self._peers[name]._engine is engine:
             del self._peers[name]
+        self._inside.forget(engine)
+        if self._elements is not None:
+            self._elements.sessions.lost(engine)
         self._switch.leave(engine, time.monotonic_ns())
         engine.close("PF502", "the connection was lost; the answer is unknown")
         link.flush_ended()
@@ -408,6 +429,8 @@ class Gateway(HandlerRegistry):
                 # the latest link of a name is the one that counts: a reactor that came back
                 self._peers[name] = Peer(link)
                 self._count_return(name)
+                if self._elements is not None:
+                    self._elements.sessions.joined(engine, engine.member.principal.number, name)
                 arrivals, self._arrivals = self._arrivals, []
                 for waiter in arrivals:
                     if not waiter.done():
@@ -457,7 +480,7 @@ class Gateway(HandlerRegistry):
 
     def submit(self, packet: Packet | Mapping[str, Any], *, reactor: str | None = None, retry: int | bool = 0) -> Reply:
         """As `Reactor.submit`: routed, or to the reactor named `reactor`, `ConnectionLost` if none is connected."""
-        return (self._inside if reactor is None else self._peer(reactor)).submit(packet, retry=retry)
+        return (self._inside.own if reactor is None else self._peer(reactor)).submit(packet, retry=retry)
 
     def call(
         self,
@@ -471,7 +494,7 @@ class Gateway(HandlerRegistry):
         retry: int | bool = 0,
     ) -> Reply:
         """As `Reactor.call`: routed, or to the reactor named `reactor`, `ConnectionLost` if none is connected."""
-        to = self._inside if reactor is None else self._peer(reactor)
+        to = self._inside.own if reactor is None else self._peer(reactor)
         return to.call(group, element, data, priority=priority, timeout_ms=timeout_ms, retry=retry)
 
 

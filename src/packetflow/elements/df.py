@@ -1,0 +1,369 @@
+"""Data flow: streams of items that are acknowledged, transformations, reductions."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+
+from packetflow.elements.expressions import compile_expression
+from packetflow.elements.runtime import Call, Request, Step, check_name, check_size, element, full
+from packetflow.errors import InvalidPacket, Overloaded, PacketFlowError
+from packetflow.state import Alarm, StoreFull
+
+__all__ = ["ELEMENTS"]
+
+MAX_DELIVERIES = 5
+MAX_CONSUMED = 10_000
+MAX_CONSUMERS = 1000
+
+
+class _Pending:
+    """An item that one consumer name was given and has not acknowledged."""
+
+    __slots__ = ("data", "deliveries", "due")
+
+    def __init__(self, data: Any, due: float) -> None:
+        self.data = data
+        self.deliveries = 1
+        self.due = due
+
+
+class _Consumer:
+    """A consumer name of a stream: how far it has read, and what it has yet to acknowledge."""
+
+    __slots__ = ("alarm", "cursor", "pending")
+
+    def __init__(self) -> None:
+        self.cursor = 0
+        self.pending: OrderedDict[int, _Pending] = OrderedDict()
+        self.alarm: Alarm | None = None
+
+    def floor(self) -> int:
+        """Everything up to this id is done with."""
+        return min(self.pending) - 1 if self.pending else self.cursor
+
+
+class Produce(Request):
+    """df:produce"""
+
+    stream: str
+    items: list[msgspec.Raw]
+    wait_ms: int | None = None
+
+
+@element("df", "produce")
+async def produce(call: Call, request: Produce) -> Any:
+    """Appends to a stream."""
+    name = check_name("stream", request.stream)
+    bounds = call.bounds
+    items = []
+    for item in request.items:
+        check_size(call, "items", item)
+        items.append((msgspec.Raw(bytes(item)), len(item) + 100))
+    size = sum(cost for _, cost in items)
+    if len(items) > bounds.stream_items or size > bounds.stream_bytes:
+        raise InvalidPacket(
+            f"items: {len(items):,} of {size:,} bytes, "
+            f"a stream holds {bounds.stream_items:,} of {bounds.stream_bytes:,}"
+        )
+
+    async def attempt() -> dict[str, Any] | None:
+        length, used, _ = await call.store.extent("stream", name)
+        if length + len(items) > bounds.stream_items or used + size > bounds.stream_bytes:
+            return None
+        if not items:
+            return {"first": None, "last": None, "length": length}
+        try:
+            first, last = await call.store.append("stream", name, items)
+        except StoreFull as error:
+            raise full(error) from None
+        _wake_consumers(call, name)
+        return {"first": first, "last": last, "length": length + len(items)}
+
+    def no_room() -> PacketFlowError:
+        return Overloaded(
+            f"stream {name!r}: it is full ({bounds.stream_items:,} items, {bounds.stream_bytes:,} bytes)",
+            details={"retry_after_ms": 1000},
+        )
+
+    return await call.wait("room", name, attempt, wait_ms=request.wait_ms, otherwise=no_room)
+
+
+def _consumers(call: Call, stream: str) -> dict[str, _Consumer]:
+    streams: dict[str, dict[str, _Consumer]] = call.runtime.rooms.setdefault("consumers", {})
+    return streams.setdefault(stream, {})
+
+
+def _wake_consumers(call: Call, stream: str) -> None:
+    for consumer in call.runtime.rooms.get("consumers", {}).get(stream, ()):
+        call.runtime.lines.wake("stream", f"{stream}\0{consumer}")
+
+
+class Consume(Request):
+    """df:consume"""
+
+    stream: str
+    consumer: str = "default"
+    max: int = 100
+    wait_ms: int | None = None
+    ack: list[int] = []  # noqa: RUF012 - msgspec copies it
+    redeliver_after_ms: int = 30_000
+
+
+@element("df", "consume")
+async def consume(call: Call, request: Consume) -> Any:
+    """Items of a stream, each to one caller of a consumer name, until it is acknowledged."""
+    stream = check_name("stream", request.stream)
+    name = check_name("consumer", request.consumer)
+    if not 0 <= request.max <= MAX_CONSUMED:
+        raise InvalidPacket(f"max: expected 0 to {MAX_CONSUMED:,}, got {request.max:,}")
+    if not 1 <= request.redeliver_after_ms <= 86_400_000:
+        raise InvalidPacket(f"redeliver_after_ms: expected 1 to 86,400,000, got {request.redeliver_after_ms:,}")
+    consumers = _consumers(call, stream)
+    consumer = consumers.get(name)
+    if consumer is None:
+        if len(consumers) >= MAX_CONSUMERS:
+            raise Overloaded(f"stream {stream!r}: {MAX_CONSUMERS:,} consumer names read it, the most that may")
+        consumer = consumers[name] = _Consumer()
+    if request.ack:
+        for item in request.ack:
+            consumer.pending.pop(item, None)
+        await _trim(call, stream, consumers)
+    if request.max == 0:
+        return {"items": []}
+    mine = consumer
+
+    async def attempt() -> dict[str, Any] | None:
+        items = await _take(call, stream, mine, request)
+        return {"items": items} if items else None
+
+    line = f"{stream}\0{name}"
+    _set_alarm(call, mine, line)
+    return await call.wait("stream", line, attempt, wait_ms=request.wait_ms)
+
+
+async def _take(call: Call, stream: str, consumer: _Consumer, request: Consume) -> list[dict[str, Any]]:
+    now = call.runtime.alarms.now()
+    due = now + request.redeliver_after_ms / 1000
+    items: list[dict[str, Any]] = []
+    room = call.bounds.value * 3 // 4  # bytes of an answer
+    for item, pending in list(consumer.pending.items()):
+        if len(items) >= request.max or room <= 0:
+            break
+        if pending.due > now:
+            continue
+        if pending.deliveries >= MAX_DELIVERIES:
+            if await _bury(call, stream, pending):
+                del consumer.pending[item]
+            else:
+                pending.due = due
+            continue
+        pending.deliveries += 1
+        pending.due = due
+        items.append({"id": item, "data": pending.data, "deliveries": pending.deliveries})
+        room -= len(pending.data) + 60
+    while len(items) < request.max and room > 0:
+        found = await call.store.read("stream", stream, consumer.cursor, min(100, request.max - len(items)))
+        if not found:
+            break
+        for item, data in found:
+            if room <= 0:
+                break
+            consumer.cursor = item
+            consumer.pending[item] = _Pending(data, due)
+            items.append({"id": item, "data": data, "deliveries": 1})
+            room -= len(data) + 60
+    _set_alarm(call, consumer, f"{stream}\0{request.consumer}")
+    if not items and consumer.pending:
+        await _trim(call, stream, _consumers(call, stream))
+    return items
+
+
+async def _bury(call: Call, stream: str, pending: _Pending) -> bool:
+    """Moves an item that was given out too often to ``<stream>.dead``; False where that is full."""
+    dead = f"{stream}.dead"
+    length, used, _ = await call.store.extent("stream", dead)
+    size = len(pending.data) + 100
+    if length >= call.bounds.stream_items or used + size > call.bounds.stream_bytes:
+        return False
+    try:
+        await call.store.append("stream", dead, [(pending.data, size)])
+    except StoreFull:
+        return False
+    _wake_consumers(call, dead)
+    return True
+
+
+async def _trim(call: Call, stream: str, consumers: dict[str, _Consumer]) -> None:
+    """Drops what every consumer name has acknowledged."""
+    if await call.store.trim("stream", stream, min(consumer.floor() for consumer in consumers.values())):
+        call.runtime.lines.wake("room", stream)
+
+
+def _set_alarm(call: Call, consumer: _Consumer, line: str) -> None:
+    """Whoever waits is woken when an item is due again."""
+    if not consumer.pending:
+        return
+    when = (
+        min(pending.due for pending in consumer.pending.values())
+        if len(consumer.pending) < 64
+        else next(iter(consumer.pending.values())).due
+    )
+    alarm = consumer.alarm
+    if alarm is not None and alarm.callback is not None and alarm.when <= when:
+        return
+    if alarm is not None:
+        alarm.cancel()
+
+    def ring() -> None:
+        call.runtime.lines.wake("stream", line)
+        if consumer.pending and call.runtime.lines.waiting("stream", line):
+            consumer.alarm = None
+            _set_alarm(call, consumer, line)
+
+    consumer.alarm = call.runtime.alarms.at(max(when, call.runtime.alarms.now() + 0.001), ring)
+
+
+class Transform(Request):
+    """df:transform"""
+
+    input: Any = None
+    expression: str | None = None
+    map: Step | None = None
+    concurrency: int = 64
+
+
+@element("df", "transform")
+async def transform(call: Call, request: Transform) -> Any:
+    """An expression's value, or the step's data for each item."""
+    if (request.expression is None) == (request.map is None):
+        raise InvalidPacket("expected one of expression and map")
+    if request.expression is not None:
+        return compile_expression(request.expression).of(request.input)
+    step = request.map
+    assert step is not None
+    items = request.input
+    if not isinstance(items, list):
+        raise InvalidPacket(f"input: expected a list with map, got {type(items).__name__}")
+    check_count(call, len(items))
+
+    async def one(place: int) -> Any:
+        context = {"input": items, "prev": items[place], "item": items[place], "index": place, "results": {}}
+        return await call.run(step, context, place)
+
+    return await in_parallel(len(items), one, request.concurrency)
+
+
+class Reduce(Request):
+    """df:reduce"""
+
+    input: list[Any]
+    op: Literal["sum", "count", "min", "max", "avg", "concat", "merge"] | None = None
+    with_: Step | None = msgspec.field(name="with", default=None)
+    initial: Any = msgspec.UNSET
+
+
+@element("df", "reduce")
+async def reduce(call: Call, request: Reduce) -> Any:
+    """One value of many: by an operation, or a left fold."""
+    if (request.op is None) == (request.with_ is None):
+        raise InvalidPacket("expected one of op and with")
+    items = request.input
+    if request.op is not None:
+        if request.initial is not msgspec.UNSET:
+            items = [request.initial, *items] if request.op != "count" else items
+        return _OPERATIONS[request.op](items)
+    step = request.with_
+    assert step is not None
+    check_count(call, len(items))
+    if request.initial is msgspec.UNSET:
+        if not items:
+            return None
+        value, rest = items[0], items[1:]
+    else:
+        value, rest = request.initial, items
+    for place, item in enumerate(rest):
+        context = {"input": items, "prev": value, "item": item, "index": place, "results": {}}
+        value = await call.run(step, context, place)
+    return value
+
+
+def _numbers(op: str, items: list[Any]) -> list[Any]:
+    for place, item in enumerate(items):
+        if isinstance(item, bool) or not isinstance(item, int | float):
+            raise InvalidPacket(f"input[{place}]: expected a number for {op}, got {type(item).__name__}")
+    return items
+
+
+def _extreme(op: str, choose: Callable[[Any], Any], items: list[Any]) -> Any:
+    if items and all(isinstance(item, str) for item in items):
+        return choose(items)
+    return choose(_numbers(op, items)) if items else None
+
+
+def _concat(items: list[Any]) -> Any:
+    if not items:
+        return None
+    if all(isinstance(item, str) for item in items):
+        return "".join(items)
+    if all(isinstance(item, list) for item in items):
+        return [inner for item in items for inner in item]
+    raise InvalidPacket("input: expected texts only, or lists only, for concat")
+
+
+def _merge(items: list[Any]) -> Any:
+    if not all(isinstance(item, dict) for item in items):
+        raise InvalidPacket("input: expected objects for merge")
+    return functools.reduce(lambda merged, item: {**merged, **item}, items, {}) if items else None
+
+
+def _sum(items: list[Any]) -> Any:
+    try:
+        return sum(_numbers("sum", items))
+    except OverflowError as error:
+        raise InvalidPacket(f"input: {error}") from None
+
+
+_OPERATIONS: dict[str, Callable[[list[Any]], Any]] = {
+    "sum": _sum,
+    "count": len,
+    "min": lambda items: _extreme("min", min, items),
+    "max": lambda items: _extreme("max", max, items),
+    "avg": lambda items: _sum(items) / len(items) if items else None,
+    "concat": _concat,
+    "merge": _merge,
+}
+
+
+def check_count(call: Call, count: int) -> None:
+    """A list whose every item is a step within the bound on iterations."""
+    if count > call.bounds.iterations:
+        raise InvalidPacket(f"input: {count:,} items, at most {call.bounds.iterations:,} may be")
+
+
+async def in_parallel(count: int, one: Callable[[int], Any], concurrency: int) -> list[Any]:
+    """``[await one(0), ...]``, at most `concurrency` at once; the first failure ends all."""
+    if not 1 <= concurrency <= 1024:
+        raise InvalidPacket(f"concurrency: expected 1 to 1,024, got {concurrency:,}")
+    results: list[Any] = [None] * count
+    places = iter(range(count))
+
+    async def lane() -> None:
+        for place in places:
+            results[place] = await one(place)
+
+    lanes = [asyncio.ensure_future(lane()) for _ in range(min(concurrency, count))]
+    try:
+        await asyncio.gather(*lanes)
+    finally:
+        for running in lanes:
+            running.cancel()
+    return results
+
+
+ELEMENTS = (produce, consume, transform, reduce)

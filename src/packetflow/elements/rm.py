@@ -1,0 +1,334 @@
+"""Resource management: pools, leases, locks, the cache."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Literal
+
+import msgspec
+
+from packetflow.elements.runtime import (
+    Call,
+    Request,
+    Step,
+    check_name,
+    check_size,
+    check_ttl,
+    element,
+    full,
+)
+from packetflow.errors import Conflict, InvalidPacket, Overloaded, PacketFlowError
+from packetflow.state import Lease, StoreFull, VersionMismatch
+
+__all__ = ["ELEMENTS"]
+
+MAX_UNITS = 2**53 - 1
+PAGE = 1000
+
+
+class Alloc(Request):
+    """rm:alloc"""
+
+    pool: str
+    units: int = 1
+    capacity: int | None = None
+    ttl_ms: int | None = None
+    wait_ms: int = 0
+
+
+@element("rm", "alloc")
+async def alloc(call: Call, request: Alloc) -> Any:
+    """Units of a pool, as a lease."""
+    name = check_name("pool", request.pool)
+    ttl = check_ttl(request.ttl_ms)
+    assert ttl is not None
+    if not 1 <= request.units <= MAX_UNITS:
+        raise InvalidPacket(f"units: expected 1 to 2^53-1, got {request.units}")
+    if request.capacity is not None and not 1 <= request.capacity <= MAX_UNITS:
+        raise InvalidPacket(f"capacity: expected 1 to 2^53-1, got {request.capacity}")
+    store, runtime = call.store, call.runtime
+
+    async def attempt() -> Any:
+        entry = await store.get("pool", name)
+        if entry is None:
+            if request.capacity is None:
+                raise InvalidPacket(f"pool {name!r}: there is none, and no capacity for a new one was given")
+            capacity, used = request.capacity, 0
+        else:
+            capacity, used = entry.value["capacity"], entry.value["used"]
+        if request.units > capacity:
+            raise InvalidPacket(f"pool {name!r}: {request.units} units, its capacity is {capacity}")
+        if used + request.units > capacity:
+            return None
+        try:
+            await store.put(
+                "pool",
+                name,
+                {"capacity": capacity, "used": used + request.units},
+                version=entry.version if entry is not None else 0,
+            )
+        except StoreFull as error:
+            raise full(error) from None
+        lease = runtime.leases.grant("pool", name, call.principal.number, call.session, ttl, give_back)
+        return {
+            "lease": lease.id,
+            "expires_at": lease.expires_at,
+            "units": request.units,
+            "available": capacity - used - request.units,
+        }
+
+    async def give_back(lease: Lease) -> None:
+        await _give_back(call, name, request.units)
+
+    def none_free() -> PacketFlowError:
+        return Overloaded(f"pool {name!r}: {request.units} units are not free", details={"retry_after_ms": 1000})
+
+    return await call.wait("pool", name, attempt, wait_ms=request.wait_ms, otherwise=none_free)
+
+
+async def _give_back(call: Call, name: str, units: int) -> None:
+    store = call.store
+    while (entry := await store.get("pool", name)) is not None:
+        used = max(0, entry.value["used"] - units)
+        try:
+            # a pool that nobody has anything of keeps its capacity
+            await store.put("pool", name, entry.value | {"used": used}, version=entry.version)
+            break
+        except VersionMismatch:
+            continue
+    call.runtime.lines.wake("pool", name)
+
+
+class Free(Request):
+    """rm:free"""
+
+    lease: str
+
+
+@element("rm", "free")
+async def free(call: Call, request: Free) -> Any:
+    """Ends a lease."""
+    lease = call.runtime.leases.find(request.lease, call.principal.number)
+    return {"freed": lease is not None and await call.runtime.leases.free(lease)}
+
+
+class Lock(Request):
+    """rm:lock"""
+
+    key: str | None = None
+    ttl_ms: int | None = None
+    wait_ms: int | None = None
+    lease: str | None = None
+    step: Step | None = None
+
+
+@element("rm", "lock")
+async def lock(call: Call, request: Lock) -> Any:
+    """Exclusive access, with a fence; renewing; a step under the lock."""
+    ttl = check_ttl(request.ttl_ms)
+    assert ttl is not None
+    if request.lease is not None:
+        return _renew(call, request, ttl)
+    if request.key is None:
+        raise InvalidPacket("expected key, or lease to renew")
+    if request.step is not None:
+        # the lock must outlive its step, and needs not outlive its packet
+        left = max(1, call.remaining_ms()) / 1000
+        ttl = left if request.ttl_ms is None else min(ttl, left)
+    lease = await _acquire(call, check_name("key", request.key), ttl, request.wait_ms)
+    if request.step is None:
+        return {"lease": lease.id, "expires_at": lease.expires_at, "fence": lease.note.fence}
+    call.check_steps(1)
+    context = {"input": None, "prev": None, "results": {}, "fence": lease.note.fence}
+    running = lease.note.running = asyncio.ensure_future(call.run(request.step, context, 0))
+    try:
+        return await running
+    except asyncio.CancelledError:
+        if call.runtime.leases.find(lease.id, lease.principal) is None:
+            raise Conflict(f"lock {request.key!r}: its time was over before the step had ended") from None
+        raise
+    finally:
+        running.cancel()
+        lease.note.running = None
+        await call.runtime.leases.free(lease)
+
+
+class _Held:
+    """What a lease of a lock knows."""
+
+    __slots__ = ("fence", "running")
+
+    def __init__(self, fence: int) -> None:
+        self.fence = fence
+        self.running: asyncio.Future[Any] | None = None
+
+
+def _renew(call: Call, request: Lock, ttl: float) -> Any:
+    if request.key is not None or request.step is not None:
+        raise InvalidPacket("lease: expected neither key nor step beside it")
+    assert request.lease is not None
+    lease = call.runtime.leases.find(request.lease, call.principal.number)
+    if lease is None or lease.kind != "lock":
+        raise Conflict("lease: it has ended, or was never of a lock of yours")
+    call.runtime.leases.renew(lease, ttl)
+    return {"lease": lease.id, "expires_at": lease.expires_at, "fence": lease.note.fence}
+
+
+async def _acquire(call: Call, key: str, ttl: float, wait_ms: int | None) -> Lease:
+    runtime = call.runtime
+
+    async def attempt() -> Lease | None:
+        try:
+            # the version is the fence: it grows with every grant, of this key and all others
+            entry = await call.store.put("lock", key, {"reactor": call.session.name}, version=0)
+        except VersionMismatch:
+            return None
+        except StoreFull as error:
+            raise full(error) from None
+        return runtime.leases.grant(
+            "lock", key, call.principal.number, call.session, ttl, release, note=_Held(entry.version)
+        )
+
+    async def release(lease: Lease) -> None:
+        if lease.note.running is not None:
+            lease.note.running.cancel()
+        try:
+            await call.store.delete("lock", key, version=lease.note.fence)
+        except VersionMismatch:
+            return  # somebody else's by now
+        runtime.lines.wake("lock", key)
+
+    def held() -> PacketFlowError:
+        return Conflict(f"lock {key!r}: it is held by another")
+
+    return await call.wait("lock", key, attempt, wait_ms=wait_ms, default_ms=0, otherwise=held)
+
+
+class Cache(Request):
+    """rm:cache"""
+
+    op: Literal["get", "set", "delete", "incr", "list", "fill"]
+    key: str = ""
+    value: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    ttl_ms: int | None = None
+    version: int | None = None
+    by: int | float | None = None
+    after: str = ""
+    step: Step | None = None
+
+
+MISSING: dict[str, Any] = {"value": None, "version": 0, "found": False}
+
+
+@element("rm", "cache")
+async def cache(call: Call, request: Cache) -> Any:
+    """Values by key, with versions and times to live."""
+    if request.op == "list":
+        return await _list(call, request)
+    key = check_name("key", request.key)
+    if request.op == "get":
+        entry = await call.store.get("cache", key)
+        return {"value": entry.value, "version": entry.version, "found": True} if entry is not None else MISSING
+    ttl = check_ttl(request.ttl_ms, None)
+    try:
+        match request.op:
+            case "set":
+                if request.value is msgspec.UNSET:
+                    raise InvalidPacket("value: expected with the op set")
+                value = request.value
+                check_size(call, "value", value)
+                return await _set(call, key, value, request.version, ttl)
+            case "delete":
+                return await _delete(call, key, request.version)
+            case "incr":
+                return await _incr(call, key, request, ttl)
+            case _:
+                return await _fill(call, key, request, ttl)
+    except VersionMismatch as error:
+        found = error.entry.version if error.entry is not None else 0
+        raise Conflict(
+            f"key {key!r}: expected version {request.version}, found {found}", details={"version": found}
+        ) from None
+
+
+async def _set(call: Call, key: str, value: msgspec.Raw, version: int | None, ttl: float | None) -> Any:
+    # a copy: what came borrows the frame that it came in
+    kept = msgspec.Raw(bytes(value))
+    entry = await call.store.put("cache", key, kept, version=version, ttl=ttl, size=len(kept) + len(key) + 200)
+    await _tell(call, key, kept, entry.version)
+    return {"value": kept, "version": entry.version, "found": True}
+
+
+async def _delete(call: Call, key: str, version: int | None) -> Any:
+    entry = await call.store.get("cache", key)
+    gone = await call.store.delete("cache", key, version=version)
+    if not gone or entry is None:
+        return MISSING
+    await _tell(call, key, None, call.store.revision())
+    return {"value": entry.value, "version": entry.version, "found": True}
+
+
+async def _incr(call: Call, key: str, request: Cache, ttl: float | None) -> Any:
+    by = 1 if request.by is None else request.by
+    while True:
+        entry = await call.store.get("cache", key)
+        before = msgspec.json.decode(entry.value) if entry is not None else 0
+        if isinstance(before, bool) or not isinstance(before, int | float):
+            raise InvalidPacket(f"key {key!r}: expected a number to add to, found {type(before).__name__}")
+        if request.version is not None and request.version != (entry.version if entry is not None else 0):
+            raise VersionMismatch(entry)
+        try:
+            after = msgspec.Raw(msgspec.json.encode(before + by))
+            return await _set(call, key, after, entry.version if entry is not None else 0, ttl)
+        except VersionMismatch:
+            continue
+
+
+async def _list(call: Call, request: Cache) -> Any:
+    prefix = request.key.removesuffix("*")
+    found = await call.store.scan("cache", prefix, request.after, PAGE)
+    entries = [{"key": key, "value": entry.value, "version": entry.version} for key, entry in found]
+    size = sum(len(entry.value) + len(key) + 60 for key, entry in found)
+    while size > call.bounds.value * 3 // 4 and len(entries) > 1:
+        last = entries.pop()
+        size -= len(last["value"]) + len(last["key"]) + 60
+    more = len(found) == PAGE or len(entries) < len(found)
+    after = entries[-1]["key"] if more and entries else None
+    return {"value": entries, "version": call.store.revision(), "found": bool(entries), "after": after}
+
+
+async def _fill(call: Call, key: str, request: Cache, ttl: float | None) -> Any:
+    """The cached value, or the step's data, computed once however many ask."""
+    if request.step is None:
+        raise InvalidPacket("step: expected with the op fill")
+    entry = await call.store.get("cache", key)
+    if entry is not None:
+        return {"value": entry.value, "version": entry.version, "found": True}
+    filling: dict[str, asyncio.Future[Any]] = call.runtime.rooms.setdefault("filling", {})
+    running = filling.get(key)
+    while running is not None:
+        # another's step: if that fails or is taken back, this one tries for itself
+        await asyncio.wait({running})
+        entry = await call.store.get("cache", key)
+        if entry is not None:
+            return {"value": entry.value, "version": entry.version, "found": False}
+        running = filling.get(key)
+    call.check_steps(1)
+    mine: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    filling[key] = mine
+    try:
+        data = await call.run(request.step, {"input": None, "prev": None, "results": {}}, 0)
+        value = msgspec.Raw(msgspec.json.encode(data))
+        check_size(call, "value", value)
+        made = await _set(call, key, value, None, ttl)
+        return made | {"found": False}
+    finally:
+        del filling[key]
+        mine.set_result(None)
+
+
+async def _tell(call: Call, key: str, value: msgspec.Raw | None, version: int) -> None:
+    await call.runtime.watched.note("key", key, {"key": key, "value": value, "version": version}, len(value or b""))
+
+
+ELEMENTS = (alloc, free, lock, cache)

@@ -1,0 +1,101 @@
+"""What is watched: a log for every pattern that somebody watches, so that nothing between two watches is missed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from packetflow.errors import Conflict, Overloaded
+from packetflow.state import Alarm, Alarms, Lines, Patterns, Store
+
+__all__ = ["Watched"]
+
+KEPT = 600.0
+"""Seconds that a pattern is kept up after it was last watched."""
+
+
+class _Pattern:
+    __slots__ = ("alarm", "since", "until")
+
+    def __init__(self, since: int) -> None:
+        self.since = since
+        self.until = 0.0
+        self.alarm: Alarm | None = None
+
+
+class Watched:
+    """Logs of ``event`` and ``key`` patterns. What nobody watches costs nothing."""
+
+    def __init__(
+        self,
+        store: Store,
+        lines: Lines,
+        alarms: Alarms,
+        spawn: Callable[[Coroutine[Any, Any, Any]], object],
+        max_patterns: int,
+    ) -> None:
+        self._store = store
+        self._lines = lines
+        self._alarms = alarms
+        self._spawn = spawn
+        self._max_patterns = max_patterns
+        self._patterns: dict[str, Patterns[str]] = {"event": Patterns(), "key": Patterns()}
+        self._kept: dict[tuple[str, str], _Pattern] = {}
+
+    async def note(self, kind: str, name: str, what: dict[str, Any], size: int) -> int:
+        """Something happened to a name: it goes to whoever watches it. How many waited just now."""
+        patterns = self._patterns[kind]
+        if not patterns:
+            return 0
+        waited = 0
+        for pattern in patterns.match(name):
+            await self._store.append(kind, pattern, [(what, size + 200)])
+            waited += self._lines.waiting(kind, pattern)
+            self._lines.wake(kind, pattern)
+        return waited
+
+    def keep(self, kind: str, pattern: str) -> int:
+        """Logs a pattern from now on, if it was not; the cursor of this moment."""
+        kept = self._kept.get((kind, pattern))
+        now = self._store.revision()
+        if kept is None:
+            if len(self._kept) >= self._max_patterns:
+                raise Overloaded(
+                    f"{self._max_patterns:,} names are watched already, the most that may",
+                    details={"retry_after_ms": 1000},
+                )
+            kept = self._kept[kind, pattern] = _Pattern(now)
+            self._patterns[kind].add(pattern, pattern)
+        kept.until = self._alarms.now() + KEPT
+        if kept.alarm is None:
+            kept.alarm = self._alarms.at(kept.until, lambda: self._look(kind, pattern))
+        return now
+
+    async def next(self, kind: str, pattern: str, after: int) -> dict[str, Any] | None:
+        """The first thing after a cursor; `Conflict` where something in between is no longer kept."""
+        kept = self._kept.get((kind, pattern))
+        _, _, dropped = await self._store.extent(kind, pattern)
+        if kept is None or after < kept.since or after < dropped:
+            raise Conflict(
+                f"after: {after} is older than what is kept of {pattern!r}",
+                details={"oldest": max(dropped, kept.since if kept is not None else self._store.revision())},
+            )
+        found = await self._store.read(kind, pattern, after, 1)
+        if not found:
+            return None
+        cursor, what = found[0]
+        return {**what, "cursor": cursor}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def _look(self, kind: str, pattern: str) -> None:
+        kept = self._kept[kind, pattern]
+        if self._lines.waiting(kind, pattern):
+            kept.until = self._alarms.now() + KEPT
+        if kept.until > self._alarms.now():
+            kept.alarm = self._alarms.at(kept.until, lambda: self._look(kind, pattern))
+            return
+        del self._kept[kind, pattern]
+        self._patterns[kind].remove(pattern, pattern)
+        self._spawn(self._store.forget(kind, pattern))

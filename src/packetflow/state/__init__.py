@@ -1,0 +1,30 @@
+"""What the stateful elements keep: names, waiters, leases, sessions, alarms.
+
+`Store` is the interface of everything that gateways could share, `MemoryStore`
+this process's. The rest is about the links of one gateway, and stays with it.
+"""
+
+from packetflow.state.alarms import Alarm, Alarms
+from packetflow.state.leases import Lease, Leases
+from packetflow.state.lines import Lines
+from packetflow.state.patterns import Patterns
+from packetflow.state.sessions import Session, Sessions
+from packetflow.state.store import Change, Entry, MemoryStore, Store, StoreFull, Subscription, VersionMismatch
+
+__all__ = [
+    "Alarm",
+    "Alarms",
+    "Change",
+    "Entry",
+    "Lease",
+    "Leases",
+    "Lines",
+    "MemoryStore",
+    "Patterns",
+    "Session",
+    "Sessions",
+    "Store",
+    "StoreFull",
+    "Subscription",
+    "VersionMismatch",
+]

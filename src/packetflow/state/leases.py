@@ -1,0 +1,95 @@
+"""Leases: what somebody holds until he frees it, its time is over, or he is gone."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from packetflow.state.alarms import Alarm, Alarms
+from packetflow.state.sessions import Session
+
+__all__ = ["Lease", "Leases"]
+
+
+class Lease:
+    """A grant. `kind`, `name`: of what; `principal`: whose, nobody else can free or renew it; `note`: the giver's."""
+
+    __slots__ = ("_alarm", "_end", "expires_at", "id", "kind", "name", "note", "principal", "session")
+
+    def __init__(
+        self, kind: str, name: str, principal: int, session: Session, end: Callable[[Lease], Awaitable[None]], note: Any
+    ) -> None:
+        self.id = str(uuid.uuid4())
+        self.kind = kind
+        self.name = name
+        self.principal = principal
+        self.session = session
+        self.note = note
+        self.expires_at = 0
+        self._end = end
+        self._alarm: Alarm | None = None
+
+
+class Leases:
+    """The leases of a gateway. `end` of a lease runs once, in whichever of the three ways it ends.
+
+    `spawn`: runs what ends a lease whose time is over, or whose holder is gone.
+    """
+
+    def __init__(self, alarms: Alarms, spawn: Callable[[Coroutine[Any, Any, Any]], object]) -> None:
+        self._alarms = alarms
+        self._spawn = spawn
+        self._leases: dict[str, Lease] = {}
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def grant(
+        self,
+        kind: str,
+        name: str,
+        principal: int,
+        session: Session,
+        ttl: float,
+        end: Callable[[Lease], Awaitable[None]],
+        note: Any = None,
+    ) -> Lease:
+        """A lease of `ttl` seconds."""
+        lease = Lease(kind, name, principal, session, end, note)
+        self._leases[lease.id] = lease
+        session.hold(("lease", lease.id), lambda: self._lapse(lease))
+        self.renew(lease, ttl)
+        return lease
+
+    def find(self, lease_id: str, principal: int) -> Lease | None:
+        """The lease of that id, if it is this principal's."""
+        lease = self._leases.get(lease_id)
+        return lease if lease is not None and lease.principal == principal else None
+
+    def renew(self, lease: Lease, ttl: float) -> None:
+        """It ends `ttl` seconds from now."""
+        if lease._alarm is not None:
+            lease._alarm.cancel()
+        lease.expires_at = int((time.time() + ttl) * 1000)
+        lease._alarm = self._alarms.at(self._alarms.now() + ttl, lambda: self._lapse(lease))
+
+    async def free(self, lease: Lease) -> bool:
+        """Ends it; False where it had ended."""
+        if not self._take(lease):
+            return False
+        await lease._end(lease)
+        return True
+
+    def _lapse(self, lease: Lease) -> None:
+        if self._take(lease):
+            self._spawn(lease._end(lease))  # type: ignore[arg-type]
+
+    def _take(self, lease: Lease) -> bool:
+        if self._leases.pop(lease.id, None) is None:
+            return False
+        if lease._alarm is not None:
+            lease._alarm.cancel()
+        lease.session.let_go(("lease", lease.id))
+        return True

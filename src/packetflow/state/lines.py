@@ -1,0 +1,127 @@
+"""Lines: who waits for a name, served by priority, then first come, first served."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import itertools
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from packetflow.errors import Overloaded, PacketFlowError, Unavailable
+from packetflow.state.sessions import Session
+
+__all__ = ["Lines"]
+
+T = TypeVar("T")
+
+
+class _Place:
+    __slots__ = ("number", "priority", "turn")
+
+    def __init__(self, priority: int, number: int, turn: asyncio.Future[None]) -> None:
+        self.priority = priority
+        self.number = number
+        self.turn = turn
+
+    def __lt__(self, other: _Place) -> bool:
+        return (-self.priority, self.number) < (-other.priority, other.number)
+
+
+class Lines:
+    """The lines of all names. `max_waiters`: of one name (default 10,000), `Overloaded` past it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, max_waiters: int = 10_000) -> None:
+        self._loop = loop
+        self._max_waiters = max_waiters
+        self._lines: dict[tuple[str, str], list[_Place]] = {}
+        self._numbers = itertools.count()
+        self._closed = False
+
+    def waiting(self, kind: str, name: str) -> int:
+        """How many wait for a name."""
+        return len(self._lines.get((kind, name), ()))
+
+    async def wait(
+        self,
+        kind: str,
+        name: str,
+        attempt: Callable[[], Awaitable[T | None]],
+        *,
+        priority: int,
+        until: float,
+        session: Callable[[], Session] | None = None,
+    ) -> T:
+        """What `attempt` gives as soon as it gives something, tried in turn and at every `wake`.
+
+        `until`: loop time; TimeoutError when it comes, at once if it has come and
+        the first attempt gave nothing, or others wait already. `session`: whose
+        the wait is; it is cancelled when that ends.
+        """
+        key = (kind, name)
+        line = self._lines.get(key)
+        if line is None:
+            found = await attempt()
+            if found is not None:
+                return found
+        if until <= self._loop.time():
+            raise TimeoutError
+        if self._closed:
+            raise Unavailable("the gateway is stopping")
+        line = self._lines.setdefault(key, [])
+        if len(line) >= self._max_waiters:
+            raise Overloaded(
+                f"{self._max_waiters:,} wait for {name!r} already, the most that may", details={"retry_after_ms": 1000}
+            )
+        place = _Place(priority, next(self._numbers), self._loop.create_future())
+        bisect.insort(line, place)
+        held = ("wait", str(place.number))
+        task = asyncio.current_task()
+        holder = session() if session is not None and task is not None else None
+        if holder is not None and task is not None:
+            holder.hold(held, lambda: _cancel(task))
+        try:
+            async with asyncio.timeout_at(until):
+                while True:
+                    if line[0] is place:
+                        found = await attempt()
+                        if found is not None:
+                            return found
+                    await place.turn
+                    place.turn = self._loop.create_future()
+        finally:
+            if holder is not None:
+                holder.let_go(held)
+            del line[bisect.bisect_left(line, place)]
+            if line:
+                self._call(line[0])
+            elif self._lines.get(key) is line:
+                del self._lines[key]
+
+    def wake(self, kind: str, name: str) -> None:
+        """Something changed: the first in the line tries, and when it leaves the next."""
+        line = self._lines.get((kind, name))
+        if line:
+            self._call(line[0])
+
+    def fail(self, kind: str, name: str, error: PacketFlowError) -> None:
+        """Everyone who waits for the name gets this exception."""
+        for place in self._lines.get((kind, name), ()):
+            if not place.turn.done():
+                place.turn.set_exception(error)
+
+    def close(self) -> None:
+        """Everyone who waits gets `Unavailable`, and nobody waits any more."""
+        self._closed = True
+        for line in self._lines.values():
+            for place in line:
+                if not place.turn.done():
+                    place.turn.set_exception(Unavailable("the gateway is stopping"))
+
+    def _call(self, place: _Place) -> None:
+        if not place.turn.done():
+            place.turn.set_result(None)
+
+
+def _cancel(task: asyncio.Task[object]) -> None:
+    task.cancel()
