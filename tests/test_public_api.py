@@ -130,6 +130,8 @@ def test_the_python_rooms_depend_downwards() -> None:
         "offload",
         "tracing",
         "handlers",
+        "state",
+        "elements",
         "reactor",
         "gateway",
         "sync",

@@ -35,7 +35,7 @@ async def test_submit_resolves_whatever_the_handler_did(reactor: Reactor) -> Non
     result = await reactor.submit({"group": "df", "element": "fail", "data": "boom"})
     assert (result.status, result.ok, result.data) == ("error", False, None)
     assert result.error == {"code": "PF500", "message": "boom"}
-    missing = await reactor.submit({"group": "co", "element": "vote"})
+    missing = await reactor.submit({"group": "co", "element": "nobodys"})
     assert missing.error["code"] == "PF001"
 
 

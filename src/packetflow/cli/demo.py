@@ -17,6 +17,13 @@ __all__ = ["demo", "worker"]
 
 WORKER = "demo-worker"
 COUNT = 200_000
+WORKFLOW = {
+    "input": "step by step",
+    "steps": [
+        {"group": "df", "element": "reverse", "data": {"$": "input"}},
+        {"group": "df", "element": "transform", "data": {"$": "prev"}},
+    ],
+}
 
 
 def _handlers(reactor: Reactor) -> None:
@@ -93,14 +100,16 @@ async def _show(client: Reactor) -> None:
         ("cf", "divide", [1, 0], {}),
         ("df", "transform", 42, {}),
         ("rm", "sleep", 5, {"timeout_ms": 100}),
-        ("co", "vote", None, {}),
+        ("co", "nobodys", None, {}),
+        ("cf", "seq", WORKFLOW, {}),
     ):
         address = f"{group}:{element}"
         try:
             outcome = click.style(repr(await client.call(group, element, data, **options)), fg="green")
         except PacketFlowError as error:
             outcome = click.style(f"{type(error).__name__}: {error}", fg="yellow")
-        click.echo(f"  {address:13} {data!r:62} {outcome}")
+        shown = repr(data) if len(repr(data)) <= 62 else f"{repr(data)[:59]}..."
+        click.echo(f"  {address:13} {shown:62} {outcome}")
 
 
 async def _load(client: Reactor) -> int:
