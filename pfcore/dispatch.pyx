@@ -357,6 +357,19 @@ cdef class Dispatcher(Acceptor):
         self.handlers = KeyTable()
         self.parked = []
 
+    def tune(self, *, concurrency=None, max_queue=None):
+        """Other limits from now on; ValueError for what cannot be, and then nothing changes."""
+        if concurrency is not None and concurrency < 1:
+            raise ValueError(f"concurrency: expected at least 1, got {concurrency}")
+        if max_queue is not None and max_queue < 0:
+            raise ValueError(f"max_queue: expected 0 or more, got {max_queue}")
+        if max_queue is not None:
+            self.max_queue = max_queue
+        if concurrency is not None:
+            self.concurrency = concurrency
+            if self.loop is not None:
+                self._schedule()
+
     # -- handlers
 
     def register(self, Handler handler not None):

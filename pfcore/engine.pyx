@@ -199,6 +199,13 @@ cdef class Engine(Canceller):
             self._send_heartbeat()
             self.note_output()
 
+    def set_window(self, int64_t window):
+        """Packets that the peer may have in flight here from now on; the peer is told at once."""
+        if not 1 <= window <= 1 << 24:
+            raise ValueError(f"window: expected 1 to 2^24, got {window}")
+        self.window = window
+        self.announce(self.capabilities)
+
     cdef int _fail_sent(self, object code, object message, bint waiting_too) except -1:
         """Ends every submit that was sent, or every submit."""
         cdef PendingTable table = self.pending

@@ -69,7 +69,9 @@ cdef class Member:
         readonly bint listed     # it announces what it handles
         readonly tuple handles   # keys that it announced, sorted
         set routes               # Route objects that have it among their members
-        readonly int64_t window
+        readonly int64_t window  # packets that it is given at once
+        int64_t announced_window
+        int64_t cap              # no more than so many, 0: as it announces
         readonly int64_t outstanding  # flights that it has
         readonly int64_t submitted    # flights of its own
         readonly bint draining

@@ -53,6 +53,7 @@ cdef class Switch(Acceptor):
         list pool                # Flight objects to be used again
         list dirty               # members with output
         Engine inner             # the gateway's own side: answers nobody else wants go there
+        int[6] policies          # of the groups
         object permit            # callable(key) -> (submit, handle, replace) masks
         object aliases           # mapping: "df:tr" -> "df:transform"
         object on_failure        # callable(code, message, key, id, principal, traceparent) or None
@@ -65,7 +66,7 @@ cdef class Switch(Acceptor):
         object idle              # Future-like: set when nothing is under way, or None
         uint64_t chance          # state of the random choices
         int64_t numbers          # members so far
-        Py_ssize_t max_queue     # flights that may be queued for one key or reactor
+        readonly Py_ssize_t max_queue  # flights that may be queued for one key or reactor
         Py_ssize_t max_held      # bytes of payloads that may be held
         Py_ssize_t held_bytes
         Py_ssize_t max_routes

@@ -142,6 +142,7 @@ cdef class Switch(Acceptor):
         self.max_held = max_held
         self.max_routes = max_routes
         self.refusals = {}
+        self.policies = [Policy.STICKY, Policy.LEAST, Policy.FASTEST, Policy.LEAST, Policy.LEAST, Policy.KEYED]
 
     # ---------------------------------------------------------------- links
 
@@ -152,7 +153,7 @@ cdef class Switch(Acceptor):
         member.engine = engine
         member.principal = principal
         member.number = self.numbers
-        member.window = DEFAULT_WINDOW
+        member.window = member.announced_window = DEFAULT_WINDOW
         member.routes = set()
         member.handles = () if handles is None else tuple(handles)
         member.listed = handles is not None
@@ -187,7 +188,8 @@ cdef class Switch(Acceptor):
             memset(member.refused, 0, REFUSALS * sizeof(uint64_t))
         member.strikes = None
         if engine.peer_window > 0:
-            member.window = engine.peer_window
+            member.announced_window = engine.peer_window
+            member.window = engine.peer_window if member.cap == 0 else min(engine.peer_window, member.cap)
         if engine.peer_capabilities is not None:
             if member in self.unlisted:
                 self.unlisted.remove(member)
@@ -242,6 +244,43 @@ cdef class Switch(Acceptor):
     def drain_member(self, Member member not None, bint draining=True):
         """No new work to this reactor, or again."""
         member.draining = draining
+
+    def migrate(self, Member source not None, Member target, int64_t now):
+        """No new work to `source`; what waits for it alone goes to `target`, or to whoever handles it. How many."""
+        cdef Flight flight
+        cdef int moved = 0
+        self.now = now
+        source.draining = True
+        while source.queue is not None and len(source.queue) > 0:
+            flight = <Flight>source.queue.pop()
+            self._left_queue(flight)
+            moved += 1
+            if target is None or not self._eligible(target, flight.route, flight) or (
+                    target.listed and flight.route not in target.routes):
+                self._place(flight, None, now)
+            elif target.room(flight.route.group == GROUP_ED):
+                self._send(flight, target, None, now)
+            else:
+                if target.queue is None:
+                    target.queue = PriorityHeap()
+                self._queue(flight, target.queue, None, now)
+        self._flush_dirty()
+        return moved
+
+    def set_window(self, Member member not None, int64_t window):
+        """At most so many packets at once to this reactor, whatever it announces; 0: what it announces."""
+        member.cap = window
+        if window > 0 and (member.window > window or member.announced_window > window):
+            member.window = window
+        elif member.announced_window > 0:
+            member.window = member.announced_window
+        self._pump(member, self.now)
+
+    def set_max_queue(self, Py_ssize_t most):
+        """Packets that may wait for room at the reactors of one element."""
+        if most < 1:
+            raise ValueError(f"max_queue: expected at least 1, got {most}")
+        self.max_queue = most
 
     def leave(self, Engine engine not None, int64_t now):
         """A link has gone: its work goes to others or fails, its own submits are taken back."""
@@ -318,8 +357,7 @@ cdef class Switch(Acceptor):
         route.members = []
         route.queue = PriorityHeap()
         route.alias = self.aliases.get(route.key)
-        route.policy = (Policy.STICKY, Policy.LEAST, Policy.FASTEST, Policy.LEAST, Policy.LEAST,
-                        Policy.KEYED)[route.group]
+        route.policy = <Policy>self.policies[route.group]
         route.may_submit, route.may_handle, route.may_replace = self.permit(route.key)
         self._look_here(route)
         self.routes.put(route)
@@ -412,9 +450,14 @@ cdef class Switch(Acceptor):
         """Sets the routing of a group: "least", "sticky", "fastest" or "keyed"."""
         cdef Route route
         cdef int value = ("least", "sticky", "fastest", "keyed").index(policy)
+        self.policies[("cf", "df", "ed", "co", "mc", "rm").index(group)] = value
         for route in self.routes.by_key.values():
             if route.key.partition(":")[0] == group:
                 route.policy = <Policy>value
+
+    def policy(self, str group not None):
+        """The routing of a group."""
+        return ("least", "sticky", "fastest", "keyed")[self.policies[("cf", "df", "ed", "co", "mc", "rm").index(group)]]
 
     # ---------------------------------------------------------------- choosing
 

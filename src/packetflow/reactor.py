@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import os
 import random
 import ssl as ssl_module
 from collections import deque
@@ -39,7 +40,8 @@ class Reactor(Submitter, HandlerRegistry):
     with credentials as ``ws://name:token@host`` where it asks for them; or several,
     of gateways that serve the same: it connects to the first that answers, and to
     the next when it loses that one. `token`: a bearer token for all of them.
-    `name`: this reactor's id, by which a gateway can address it (default: none).
+    `name`: this reactor's id, by which a gateway can address it (default: that of
+    ``PACKETFLOW_REACTOR``, which a gateway sets for the processes it starts, else none).
     `concurrency`: own async handlers suspended at once (default 1,024);
     `max_queue`: packets that may wait beyond that (default 8,192).
     `window`: packets that the gateway may have in flight here (default 4,096).
@@ -87,7 +89,7 @@ class Reactor(Submitter, HandlerRegistry):
             on_error=HandlerErrors(),
         )
         self._settings: dict[str, Any] = {
-            "name": name,
+            "name": os.environ.get("PACKETFLOW_REACTOR") if name is None else name,
             "window": window,
             "max_pending": max_pending,
             "max_frame": max_frame,

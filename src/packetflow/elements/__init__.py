@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from packetflow.elements import cf, co, df, ed, rm
+from packetflow.elements import cf, co, df, ed, mc, rm
 from packetflow.elements.runtime import Bounds, Element, Host, Runtime
 
 __all__ = ["STANDARD", "Bounds", "Element", "Host", "Runtime"]
 
-STANDARD: dict[str, Element] = {one.key: one for module in (cf, df, ed, co, rm) for one in module.ELEMENTS}
+STANDARD: dict[str, Element] = {one.key: one for module in (cf, df, ed, co, mc, rm) for one in module.ELEMENTS}
 """``group:element`` to its `Element`."""

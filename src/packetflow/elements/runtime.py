@@ -154,8 +154,10 @@ class Runtime:
         bounds: Bounds | None = None,
         store: Callable[[Alarms], Store] | None = None,
         gateway: Principal,
+        admin: Any,
     ) -> None:
         self.host = host
+        self.admin = admin
         self.elements = MappingProxyType(dict(elements))
         self.bounds = bounds or Bounds()
         self.loop = loop
@@ -191,7 +193,14 @@ class Runtime:
         def handle(request: Any, packet: Packet, caller: Member | Principal) -> Awaitable[Any]:
             return function(Call(self, packet, caller), request)
 
-        decode = msgspec.json.Decoder(one.request).decode
+        decode: Callable[[bytes], Any] = msgspec.json.Decoder(one.request).decode
+        if not any(field.required for field in msgspec.structs.fields(one.request)):
+            # data absent says as little as an empty object
+            decode_some = msgspec.json.Decoder(one.request | None).decode
+
+            def decode(data: bytes) -> Any:
+                return decode_some(data) or one.request()
+
         return Handler(one.group, one.name, handle, decoder=decode, free=True, wants_caller=True)
 
     def spawn(self, coroutine: Any) -> asyncio.Task[Any]:

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from packetflow.elements import Bounds
 from packetflow.endpoint import parse_endpoint
 from packetflow.gateway.access import ANONYMOUS, Access, Identity, Role
+from packetflow.gateway.processes import Template
 
 __all__ = ["ConfigError", "GatewayConfig", "load_config"]
 
@@ -132,6 +134,20 @@ _SECTIONS: Mapping[str, Mapping[str, Callable[[Any], str | None]]] = {
     "anonymous": {"role": _text},
     "routing": {group: _POLICIES for group in ("cf", "df", "ed", "co", "mc", "rm")},
     "log": {"format": _one_of("text", "json")},
+    "elements": {
+        "enabled": _flag,
+        **{name: _whole(1, 1 << 40) for name in Bounds.__dataclass_fields__},
+    },
+}
+
+_TEMPLATE: Mapping[str, Callable[[Any], str | None]] = {
+    "command": _texts,
+    "environment": lambda value: (
+        None if isinstance(value, dict) and all(isinstance(one, str) for one in value.values()) else "a table of texts"
+    ),
+    "directory": _text,
+    "most": _whole(1, 100_000),
+    "grace": _number(0, 3600),
 }
 
 _ROLE: Mapping[str, Callable[[Any], str | None]] = {
@@ -180,7 +196,7 @@ def load_config(path: str | Path) -> GatewayConfig:
         raise ConfigError(str(path), [f"not TOML: {error}"]) from None
     errors: list[str] = []
     config = GatewayConfig(path)
-    known = (*_SECTIONS, "roles", "principals")
+    known = (*_SECTIONS, "roles", "principals", "templates")
     for name in document:
         if name not in known:
             errors.append(f"{name}: not known here; expected one of {', '.join(known)}")
@@ -190,11 +206,25 @@ def load_config(path: str | Path) -> GatewayConfig:
     config.drain = float(config.settings.pop("drain", config.drain))
     config.policies = tables["routing"]
     config.log_format = tables["log"].get("format", "text")
+    bounds = tables["elements"]
+    config.settings["elements"] = Bounds(**bounds) if bounds.pop("enabled", True) else False
+    config.settings["templates"] = _read_templates(document, errors)
     _read_tls(config, tables["tls"], errors)
     config.access = _read_access(document, tables["anonymous"], errors)
     if errors:
         raise ConfigError(str(path), errors)
     return config
+
+
+def _read_templates(document: dict[str, Any], errors: list[str]) -> list[Template]:
+    templates = []
+    for name, table in _tables(document, "templates", errors):
+        good = _check(f"templates.{name}", table, _TEMPLATE, errors)
+        try:
+            templates.append(Template(name, **{"command": (), **good}))
+        except ValueError as error:
+            errors.append(f"templates.{name}: {error}")
+    return templates
 
 
 def _read_tls(config: GatewayConfig, table: dict[str, Any], errors: list[str]) -> None:

@@ -18,8 +18,10 @@ from packetflow.elements import STANDARD, Bounds, Runtime
 from packetflow.endpoint import Endpoint, parse_endpoint
 from packetflow.errors import ConnectionLost
 from packetflow.gateway.access import GATEWAY_ROLE, Access, principals
+from packetflow.gateway.admin import Admin
 from packetflow.gateway.inside import Inside
 from packetflow.gateway.peer import Peer
+from packetflow.gateway.processes import Supervisor, Template
 from packetflow.gateway.web import respond
 from packetflow.handlers import HandlerRegistry
 from packetflow.logs import HandlerErrors, warn_slow
@@ -57,6 +59,7 @@ class Gateway(HandlerRegistry):
     none, so that no web page can use a visitor's gateway). `public_metrics`:
     ``/metrics`` asks for no credentials (default: it does where links must).
     `elements`: offer the standard elements (default True), within these `Bounds`.
+    `templates`: processes that ``mc:spawn`` and ``mc:scale`` may start.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Gateway(HandlerRegistry):
         expose_errors: bool = True,
         public_metrics: bool = False,
         elements: bool | Bounds = True,
+        templates: Iterable[Template] = (),
     ) -> None:
         self._endpoint: Endpoint = parse_endpoint(endpoint)
         if self._endpoint.credentials is not None:
@@ -139,6 +143,9 @@ class Gateway(HandlerRegistry):
         self._inside = Inside(self._switch, self._masks, self._links.get, max_frame)
         self._bounds = None if elements is False else Bounds() if elements is True else elements
         self._elements: Runtime | None = None
+        self.supervisor = Supervisor(
+            {template.name: template for template in templates}, lambda: self.endpoint, self.wait_for_reactor
+        )
         self._addresses: dict[str, int] = {}
         self._arriving = 0
         self._peers: dict[str, Peer] = {}
@@ -215,7 +222,9 @@ class Gateway(HandlerRegistry):
     def _open_elements(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._bounds is None:
             return
-        self._elements = Runtime(self._inside, STANDARD, loop=loop, bounds=self._bounds, gateway=self._inside.gateway)
+        self._elements = Runtime(
+            self._inside, STANDARD, loop=loop, bounds=self._bounds, gateway=self._inside.gateway, admin=Admin(self)
+        )
         for handler in self._elements.handlers():
             if handler.key not in self._dispatcher.keys:
                 self._dispatcher.register(handler)
@@ -252,6 +261,7 @@ class Gateway(HandlerRegistry):
         server.close()
         if self._elements is not None:
             self._elements.drain()
+        stopping = asyncio.ensure_future(self.supervisor.close())
         ends = time.monotonic() + grace
         idle = self._loop.create_future()
         self._switch.drain(idle)
@@ -273,6 +283,7 @@ class Gateway(HandlerRegistry):
                 for link in list(self._links.values()):
                     link.abort()
                 await asyncio.sleep(0)
+        await stopping
         self._close_elements()
         self._inside.close()
         await server.wait_closed()
@@ -344,6 +355,12 @@ class Gateway(HandlerRegistry):
             self._max_per_address = max_per_address
         if allowed_origins is not None:
             self._allowed_origins = frozenset(origin.lower() for origin in allowed_origins)
+
+    def set_window(self, window: int) -> None:
+        """Packets that one connection may have in flight here, for all connections from now on."""
+        self._settings["window"] = window
+        for engine in self._links:
+            engine.set_window(window)
 
     def _arrived(self, address: str) -> bool:
         """A connection was made; False turns it away."""
