@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import picows
 
+from packetflow.elements.helpers import Toolbox
 from packetflow.endpoint import Endpoint, parse_endpoint
 from packetflow.errors import ConnectionLost, Forbidden, PacketFlowError, Unauthenticated
 from packetflow.handlers import HandlerRegistry
@@ -33,7 +34,7 @@ _FIRST_DELAY = 0.05
 _LONGEST_DELAY = 5.0
 
 
-class Reactor(Submitter, HandlerRegistry):
+class Reactor(Submitter, HandlerRegistry, Toolbox):
     """A reactor: ``async with Reactor("ws://127.0.0.1:8443/packetflow/v1") as reactor: ...``.
 
     `endpoint`: the gateway's URL (``ws``, ``wss``, ``packetflow``, ``packetflows``),

@@ -150,10 +150,15 @@ class Admin:
             "queued": switch.queued,
             "routed": switch.routed,
             "refusals": dict(switch.refusals),
-            "elements": {key: _element(route) for key, route in sorted(busiest)},
+            "elements": {key: _element(route) for key, route in sorted(busiest) if _lives(route)},
             "reactors": {str(one.engine.peer_name): _reactor(one) for one in named[:SHOWN]},
             "processes": {name: gateway.supervisor.running(name) for name in gateway.supervisor.templates},
         }
+
+
+def _lives(route: Route) -> bool:
+    """Has anyone to do with it?"""
+    return bool(route.succeeded or route.failed or route.in_flight or route.queue_length or route.reactors)
 
 
 def _element(route: Route) -> dict[str, Any]:

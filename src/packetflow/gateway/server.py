@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import picows
 
-from packetflow.elements import STANDARD, Bounds, Runtime
+from packetflow.elements import STANDARD, Bounds, Runtime, Toolbox
 from packetflow.endpoint import Endpoint, parse_endpoint
 from packetflow.errors import ConnectionLost
 from packetflow.gateway.access import GATEWAY_ROLE, Access, principals
@@ -39,7 +39,7 @@ __all__ = ["Gateway"]
 log = logging.getLogger("packetflow.gateway")
 
 
-class Gateway(HandlerRegistry):
+class Gateway(HandlerRegistry, Toolbox):
     """A gateway: ``async with Gateway("ws://127.0.0.1:8443/packetflow/v1") as gateway: ...``.
 
     `endpoint`: where to listen; port 0 takes any free one, `endpoint` then tells

@@ -1,0 +1,234 @@
+"""Data flow: streams, transformations, reductions."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from packetflow import Gateway, Reactor
+from packetflow.elements import Bounds, reduce, ref, step, transform
+from packetflow.elements.df import MAX_DELIVERIES
+from tests.elements.conftest import refused, until
+
+
+async def consume(client: Reactor, stream: str, **more: Any) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = (await client.call("df", "consume", {"stream": stream, **more}))["items"]
+    return items
+
+
+# ---------------------------------------------------------------- streams
+
+
+async def test_what_is_produced_is_consumed_in_order(client: Reactor) -> None:
+    made = await client.call("df", "produce", {"stream": "s", "items": [1, {"a": None}, "x"]})
+    assert made["length"] == 3
+    assert made["first"] < made["last"]
+    items = await consume(client, "s")
+    assert [item["data"] for item in items] == [1, {"a": None}, "x"]
+    assert [item["deliveries"] for item in items] == [1, 1, 1]
+    assert [items[0]["id"], items[-1]["id"]] == [made["first"], made["last"]]
+    again = await client.call("df", "produce", {"stream": "s", "items": ["y"]})
+    assert again["first"] > made["last"]
+
+
+async def test_an_item_goes_to_one_caller_of_a_consumer_name_and_to_every_name(client: Reactor) -> None:
+    await client.stream("s").produce(*range(10))
+    first, second = await asyncio.gather(consume(client, "s", max=6), consume(client, "s", max=6))
+    assert sorted(item["data"] for item in first + second) == list(range(10))
+    assert [item["data"] for item in await consume(client, "s", consumer="audit")] == list(range(10))
+
+
+async def test_what_is_acknowledged_by_all_who_read_is_dropped(hub: Gateway, client: Reactor) -> None:
+    await client.stream("s").produce(*range(4))
+    mine = await consume(client, "s")
+    theirs = await consume(client, "s", consumer="b")
+    await consume(client, "s", max=0, ack=[item["id"] for item in mine])
+    assert (await hub._elements.store.extent("stream", "s"))[0] == 4  # type: ignore[union-attr]
+    await consume(client, "s", consumer="b", max=0, ack=[item["id"] for item in theirs[:2]])
+    assert (await hub._elements.store.extent("stream", "s"))[0] == 2  # type: ignore[union-attr]
+
+
+async def test_what_is_not_acknowledged_comes_again_and_at_last_goes_to_the_dead(client: Reactor) -> None:
+    await client.stream("s").produce("poison")
+    for delivery in range(1, MAX_DELIVERIES + 1):
+        (item,) = await consume(client, "s", redeliver_after_ms=5)
+        assert (item["data"], item["deliveries"]) == ("poison", delivery)
+    assert (await refused(consume(client, "s", redeliver_after_ms=5, wait_ms=50))).code == "PF408"
+    assert [item["data"] for item in await consume(client, "s.dead")] == ["poison"]
+
+
+async def test_consumers_wait_for_items(hub: Gateway, client: Reactor) -> None:
+    waiting = asyncio.ensure_future(consume(client, "later"))
+    await until(lambda: hub._elements.lines.waiting("stream", "later\0default") == 1)  # type: ignore[union-attr]
+    await client.stream("later").produce("now")
+    assert [item["data"] for item in await waiting] == ["now"]
+    assert (await refused(consume(client, "later", wait_ms=10))).code == "PF408"
+
+
+async def test_acknowledging_comes_before_waiting(client: Reactor) -> None:
+    await client.stream("s").produce("a")
+    (item,) = await consume(client, "s", redeliver_after_ms=20)
+    assert (await refused(consume(client, "s", ack=[item["id"]], wait_ms=60))).code == "PF408"
+
+
+async def test_a_full_stream_makes_its_producer_wait() -> None:
+    async with (
+        Gateway("ws://127.0.0.1:0/packetflow/v1", elements=Bounds(stream_items=3)) as hub,
+        Reactor(hub.endpoint) as client,
+    ):
+        stream = client.stream("s")
+        await stream.produce(1, 2, 3)
+        error = await refused(stream.produce(4, wait=0.02))
+        assert (error.code, "3 items" in error.message) == ("PF429", True)
+        assert (await refused(stream.produce(1, 2, 3, 4))).code == "PF400"
+        waiting = asyncio.ensure_future(stream.produce(4))
+        items = await consume(client, "s")
+        assert not waiting.done()
+        await consume(client, "s", max=0, ack=[items[0]["id"]])
+        await waiting
+
+
+async def test_an_async_iterator_acknowledges_what_its_loop_has_done(client: Reactor) -> None:
+    stream = client.stream("jobs")
+    await stream.produce("a", "b", "c")
+    seen = []
+    with pytest.raises(ZeroDivisionError):
+        async for item in stream.consume(redeliver_after=0.02):
+            seen.append(item.data)
+            if item.data == "b":
+                raise ZeroDivisionError
+    assert seen == ["a", "b"]
+    # a generator that was left is closed when it is collected; what it had done is acknowledged then
+    async for item in stream.consume(redeliver_after=0.02):
+        seen.append(item.data)
+        if len(seen) == 4:
+            break
+    assert sorted(seen[2:]) == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("element", "data"),
+    [
+        ("produce", {"stream": "", "items": []}),
+        ("produce", {"stream": "s"}),
+        ("produce", {"stream": "s", "items": {}}),
+        ("consume", {"stream": "s", "max": -1}),
+        ("consume", {"stream": "s", "max": 10_001}),
+        ("consume", {"stream": "s", "ack": "x"}),
+        ("consume", {"stream": "s", "redeliver_after_ms": 0}),
+        ("consume", {"stream": "s", "consumer": "c" * 257}),
+    ],
+)
+async def test_streams_refuse_what_is_not_valid(client: Reactor, element: str, data: dict[str, Any]) -> None:
+    assert (await refused(client.call("df", element, data))).code == "PF400"
+
+
+# ---------------------------------------------------------------- df:transform
+
+
+async def run(client: Reactor, packet: dict[str, Any]) -> Any:
+    return await client.call(packet["group"], packet["element"], packet["data"])
+
+
+async def test_transform_by_expression(client: Reactor) -> None:
+    people = [{"name": "Ada", "age": 36}, {"name": "Bob", "age": 20}]
+    assert await run(client, transform(people, expression="[?age > `30`].name")) == ["Ada"]
+    assert await run(client, transform({"a": 1}, expression="b")) is None
+
+
+async def test_transform_each_item_in_order_and_in_parallel(client: Reactor) -> None:
+    items = [0.05, 0.01, 0.03]
+    assert await run(client, transform(items, map=step("df", "sleep", ref("item")))) == items
+    assert await run(client, transform([1, 2, 3], map=step("df", "double", ref("item")))) == [2, 4, 6]
+    assert await run(client, transform(["a"], map=step("df", "echo", ref("[index, item]")))) == [[0, "a"]]
+    assert await run(client, transform([], map=step("df", "double", ref("item")))) == []
+
+
+async def test_a_failing_item_fails_it(client: Reactor) -> None:
+    error = await refused(run(client, transform([1, 2], map=step("df", "fail", ref("item")))))
+    assert error.code == "PF500"
+    assert error.details["element"] == "df:fail"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{}, {"expression": "a", "map": step("df", "echo")}, {"input": 5, "map": step("df", "echo")}, {"input": [1], "map": step("df", "echo"), "concurrency": 0}],
+)
+async def test_transform_refuses_what_is_not_valid(client: Reactor, data: dict[str, Any]) -> None:
+    assert (await refused(client.call("df", "transform", data))).code == "PF400"
+
+
+@pytest.mark.parametrize(
+    ("expression", "why"),
+    [
+        ("a[", "Incomplete"),
+        ("x" * 1025, "1,024 bytes"),
+        ("[" * 33 + "@" + "]" * 33, "deeper than 32"),
+        ("|".join(["[@,@]"] * 26), "nodes"),
+        ("|".join(["[@,@][]"] * 22), "steps"),
+        ("join('', [@,@])|" * 24 + "@", "characters"),
+        ("to_string(" + "[@,@]|" * 25 + "@)", "nodes"),
+        ("to_number('1e999')", "JSON"),
+        ("&a", "JSON"),
+        ("nothing(@)", "Unknown function"),
+        ("abs('x')", "abs"),
+    ],
+)
+async def test_expressions_that_are_wrong_or_explode(client: Reactor, expression: str, why: str) -> None:
+    error = await refused(run(client, transform("x" * 64, expression=expression)))
+    assert error.code == "PF400"
+    assert why in error.message
+
+
+# ---------------------------------------------------------------- df:reduce
+
+
+@pytest.mark.parametrize(
+    ("op", "items", "result"),
+    [
+        ("sum", [1, 2.5], 3.5),
+        ("sum", [], 0),
+        ("count", ["a", None], 2),
+        ("count", [], 0),
+        ("min", [3, 1], 1),
+        ("max", ["a", "b"], "b"),
+        ("min", [], None),
+        ("avg", [1, 2], 1.5),
+        ("avg", [], None),
+        ("concat", ["a", "b"], "ab"),
+        ("concat", [[1], [2]], [1, 2]),
+        ("concat", [], None),
+        ("merge", [{"a": 1}, {"a": 2, "b": 3}], {"a": 2, "b": 3}),
+    ],
+)
+async def test_reduce_by_operation(client: Reactor, op: str, items: list[Any], result: Any) -> None:
+    assert await run(client, reduce(items, op=op)) == result
+
+
+async def test_reduce_by_step(client: Reactor) -> None:
+    add = step("df", "add", [ref("prev"), ref("item")])
+    assert await run(client, reduce([1, 2, 3], fold=add)) == 6
+    assert await run(client, reduce(["a", "b"], fold=add, initial=">")) == ">ab"
+    assert await run(client, reduce([], fold=add)) is None
+    assert await run(client, reduce([], fold=add, initial=7)) == 7
+
+
+@pytest.mark.parametrize("data", [{"input": []}, {"input": 5, "op": "sum"}, {"input": [1, True], "op": "sum"}, {"input": ["a", 1], "op": "max"}, {"input": [1], "op": "concat"}, {"input": [1], "op": "merge"}, {"input": [1], "op": "median"}])
+async def test_reduce_refuses_what_is_not_valid(client: Reactor, data: dict[str, Any]) -> None:
+    assert (await refused(client.call("df", "reduce", data))).code == "PF400"
+
+
+async def test_a_reactors_handler_takes_the_place_of_a_df_element(hub: Gateway, client: Reactor) -> None:
+    async with Reactor(hub.endpoint, name="mine") as mine:
+        mine.register("df", "transform", str.upper)
+        await until(lambda: hub.switch.reactors_for("df:transform"))
+        assert await client.call("df", "transform", "hello") == "HELLO"
+        assert await client.call("df", "tr", "hello") == "HELLO"
+    await until(lambda: not hub.switch.reactors_for("df:transform"))
+    assert await run(client, transform(1, expression="@")) == 1
+    hub.register("df", "transform", lambda data: "the gateway's")
+    assert await client.call("df", "transform", 1) == "the gateway's"
+    hub.unregister("df", "transform")
+    assert await run(client, transform(1, expression="@")) == 1
