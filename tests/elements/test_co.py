@@ -1,0 +1,230 @@
+"""Collective: barriers, broadcasts, gathering, votes; with parties that are late or lost."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from packetflow import Gateway, Reactor
+from packetflow.elements import Bounds, gather, step
+from tests.elements.conftest import refused, until
+
+
+def waiting(hub: Gateway, kind: str) -> int:
+    assert hub._elements is not None
+    return sum(len(line) for (found, _), line in hub._elements.lines._lines.items() if found == kind)
+
+
+# ---------------------------------------------------------------- co:sync
+
+
+async def test_all_parties_return_together_with_everyones_data(client: Reactor) -> None:
+    for generation in range(3):
+        results = await asyncio.gather(
+            *(client.call("co", "sync", {"barrier": "b", "parties": 4, "data": {"n": n}}) for n in range(4))
+        )
+        assert sorted(result["index"] for result in results) == [0, 1, 2, 3]
+        assert {result["generation"] for result in results} == {generation}
+        for result in results:
+            assert result["data"] == results[0]["data"]
+            assert result["data"][result["index"]] in [{"n": n} for n in range(4)]
+
+
+async def test_a_party_that_does_not_come_in_time_breaks_it_for_all(hub: Gateway, client: Reactor) -> None:
+    patient = asyncio.ensure_future(client.barrier("b", 3).wait())
+    await until(lambda: waiting(hub, "barrier") == 1)
+    hasty = asyncio.ensure_future(client.barrier("b", 3).wait(timeout=0.02))
+    assert (await refused(hasty)).code == "PF408"
+    assert (await refused(patient)).code == "PF408"
+    # the next generation is whole
+    results = await asyncio.gather(*(client.call("co", "sync", {"barrier": "b", "parties": 3}) for _ in range(3)))
+    assert {result["generation"] for result in results} == {1}
+
+
+async def test_a_deadline_breaks_it_too(hub: Gateway, client: Reactor) -> None:
+    patient = asyncio.ensure_future(client.barrier("b", 2 + 1).wait())
+    await until(lambda: waiting(hub, "barrier") == 1)
+    assert (await refused(client.call("co", "sync", {"barrier": "b", "parties": 3}, timeout_ms=30))).code == "PF408"
+    assert (await refused(patient)).code == "PF408"
+
+
+async def test_a_party_that_is_lost_breaks_it_for_all(hub: Gateway, client: Reactor) -> None:
+    other = Reactor(hub.endpoint, reconnect=False)
+    await other.start()
+    lost = asyncio.ensure_future(other.barrier("b", 3).wait())
+    staying = asyncio.ensure_future(client.barrier("b", 3).wait())
+    await until(lambda: waiting(hub, "barrier") == 2)
+    other._connection.abort()  # type: ignore[union-attr]
+    assert (await refused(staying)).code == "PF502"
+    assert (await refused(lost)).code == "PF502"
+    await other.stop()
+
+
+async def test_a_hundred_parties(client: Reactor) -> None:
+    results = await asyncio.gather(*(client.barrier("b", 100).wait(n) for n in range(100)))
+    assert all(sorted(result) == list(range(100)) for result in results)
+
+
+async def test_one_party_alone(client: Reactor) -> None:
+    assert await client.barrier("b", 1).wait("x") == ["x"]
+
+
+async def test_parties_must_agree_on_their_number(hub: Gateway, client: Reactor) -> None:
+    first = asyncio.ensure_future(client.barrier("b", 2).wait())
+    await until(lambda: waiting(hub, "barrier") == 1)
+    assert (await refused(client.barrier("b", 3).wait())).code == "PF400"
+    await client.barrier("b", 2).wait()
+    await first
+
+
+# ---------------------------------------------------------------- co:broadcast
+
+
+async def test_broadcast_reaches_every_reactor_and_failures_are_entries(hub: Gateway, client: Reactor) -> None:
+    async with Reactor(hub.endpoint, name="b1") as one, Reactor(hub.endpoint, name="b2") as two:
+        one.register("df", "where", lambda data: f"one {data}")
+
+        def fail(data: Any) -> None:
+            raise ValueError("two is out")
+
+        two.register("df", "where", fail)
+        await until(lambda: len(hub.switch.reactors_for("df:where")) == 2)
+        results = sorted(await client.broadcast("df", "where", 5), key=lambda entry: entry["reactor"])
+        assert results == [
+            {"reactor": "b1", "status": "success", "data": "one 5"},
+            {"reactor": "b2", "status": "error", "error": {"code": "PF500", "message": "two is out"}},
+        ]
+        sent = await client.call("co", "broadcast", {"packet": step("df", "where", 5), "wait": False})
+        assert sent == {"delivered": 2, "results": []}
+    await until(lambda: not hub.switch.reactors_for("df:where"))
+    assert (await refused(client.broadcast("df", "where"))).code == "PF001"
+
+
+# ---------------------------------------------------------------- co:gather
+
+
+async def run(client: Reactor, packet: dict[str, Any]) -> Any:
+    return await client.call(packet["group"], packet["element"], packet["data"])
+
+
+async def test_gather_in_order(client: Reactor) -> None:
+    packets = [step("df", "sleep", delay) for delay in (0.03, 0.01, 0.02)]
+    assert await run(client, gather(*packets)) == [
+        {"status": "success", "data": delay} for delay in (0.03, 0.01, 0.02)
+    ]
+    assert await run(client, gather()) == []
+
+
+async def test_gather_returns_once_enough_have_succeeded(hub: Gateway, client: Reactor) -> None:
+    packets = [step("df", "double", 1), step("df", "fail", "x"), step("df", "sleep", 20), step("df", "double", 2)]
+    found = await run(client, gather(*packets, need=2))
+    assert found[0] == {"status": "success", "data": 2}
+    assert found[2] is None
+    assert found[3] == {"status": "success", "data": 4}
+    assert found[1]["error"]["code"] == "PF500"
+    # the rest is cancelled
+    await until(lambda: hub.switch.in_flight == 0)
+
+
+async def test_gather_fails_once_too_many_have_failed(client: Reactor) -> None:
+    packets = [step("df", "fail", "x"), step("df", "sleep", 20), step("df", "fail", "y")]
+    error = await refused(run(client, gather(*packets, need=2)))
+    assert error.code == "PF424"
+    assert [one["code"] for one in error.details["errors"]] == ["PF500", "PF500"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("data", [{}, {"packets": [], "need": 1}, {"packets": [step("df", "echo")], "need": -1}, {"packets": [step("df", "echo")], "concurrency": 0}])
+async def test_gather_refuses_what_is_not_valid(client: Reactor, data: dict[str, Any]) -> None:
+    assert (await refused(client.call("co", "gather", data))).code == "PF400"
+
+
+# ---------------------------------------------------------------- co:vote
+
+
+async def votes(client: Reactor, ballot: str, choices: list[Any], **more: Any) -> list[dict[str, Any]]:
+    voters = more.pop("voters", len(choices))
+    return await asyncio.gather(*(client.vote(ballot, choice, voters, **more) for choice in choices))
+
+
+async def test_a_majority_decides(client: Reactor) -> None:
+    results = await votes(client, "v", ["a", "b", "a"])
+    assert results[0]["decision"] == "a"
+    assert all(result["decided"] for result in results)
+    # the same name again is another ballot
+    assert [result["decision"] for result in await votes(client, "v", ["b", "b", "b"])] == ["b"] * 3
+
+
+async def test_no_decision_where_none_is_possible(client: Reactor) -> None:
+    results = await votes(client, "v", ["a", "b", "c", "d"], need=3)
+    assert {result["decided"] for result in results} == {False}
+    assert {result["decision"] for result in results} == {None}
+
+
+async def test_equality_is_that_of_json(client: Reactor) -> None:
+    (decided, *_) = await votes(client, "v", [{"a": 1, "b": 2}, {"b": 2.0, "a": 1}, 3], need=2)
+    assert decided["decided"] is True
+    (decided, *_) = await votes(client, "w", [1, True], need=2)
+    assert decided["decided"] is False
+
+
+async def test_a_voter_who_comes_after_the_decision_is_told_it(hub: Gateway, client: Reactor) -> None:
+    first = asyncio.ensure_future(client.vote("v", "a", 3))
+    await until(lambda: waiting(hub, "ballot") == 1)
+    assert (await client.vote("v", "a", 3))["decision"] == "a"
+    await first
+    late = await client.vote("v", "z", 3)
+    assert (late["decision"], late["decided"]) == ("a", True)
+
+
+async def test_a_voter_who_waits_no_more_has_not_voted(hub: Gateway, client: Reactor) -> None:
+    assert (await refused(client.vote("v", "a", 2, wait=0.02))).code == "PF408"
+    other = Reactor(hub.endpoint, reconnect=False)
+    await other.start()
+    lost = asyncio.ensure_future(other.vote("v", "b", 2))
+    await until(lambda: waiting(hub, "ballot") == 1)
+    other._connection.abort()  # type: ignore[union-attr]
+    assert (await refused(lost)).code == "PF502"
+    await other.stop()
+    await until(lambda: waiting(hub, "ballot") == 0)
+    assert [result["decision"] for result in await votes(client, "v", ["c", "c"])] == ["c", "c"]
+
+
+async def test_a_poll_of_every_handler(hub: Gateway, client: Reactor) -> None:
+    reactors = [Reactor(hub.endpoint, name=f"q{n}") for n in range(3)]
+    for n, reactor in enumerate(reactors):
+        reactor.register("df", "value", lambda data, n=n: {"v": 1} if n else 1 / 0)
+        await reactor.start()
+    await until(lambda: len(hub.switch.reactors_for("df:value")) == 3)
+    decided = await client.poll("df", "value")
+    assert decided == {"decision": {"v": 1}, "tally": [[{"v": 1}, 2]], "decided": True}
+    assert (await client.poll("df", "value", need=3))["decided"] is False
+    for reactor in reactors:
+        await reactor.stop()
+    await until(lambda: not hub.switch.reactors_for("df:value"))
+    assert (await refused(client.poll("df", "value"))).code == "PF001"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"ballot": "v", "choice": 1},
+        {"ballot": "v", "choice": 1, "voters": 0},
+        {"ballot": "v", "choice": 1, "voters": 2, "need": 3},
+        {"ballot": "v", "choice": 1, "voters": 2, "packet": step("df", "echo")},
+    ],
+)
+async def test_votes_refuse_what_is_not_valid(client: Reactor, data: dict[str, Any]) -> None:
+    assert (await refused(client.call("co", "vote", data))).code == "PF400"
+
+
+async def test_so_many_may_wait_for_a_name() -> None:
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1", elements=Bounds(waiters=2)) as hub, Reactor(hub.endpoint) as client:
+        held = [asyncio.ensure_future(client.gate("g").wait()) for _ in range(2)]
+        await until(lambda: waiting(hub, "gate") == 2)
+        error = await refused(client.gate("g").wait())
+        assert (error.code, "2 wait" in error.message) == ("PF429", True)
+        await client.gate("g").open()
+        await asyncio.gather(*held)

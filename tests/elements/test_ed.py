@@ -1,0 +1,218 @@
+"""Event driven: signals, reactions, watching, timers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from packetflow import Gateway, Reactor
+from packetflow.elements import Bounds, ref, step
+from tests.elements.conftest import refused, until
+
+
+@pytest.fixture
+def heard(hub: Gateway) -> list[Any]:
+    """What steps have told the gateway's own df:hear."""
+    heard: list[Any] = []
+    hub.register("df", "hear", heard.append)
+    return heard
+
+
+HEAR = step("df", "hear", ref("event"))
+
+
+# ---------------------------------------------------------------- ed:signal, ed:react
+
+
+async def test_a_signal_reaches_every_reaction_that_matches(client: Reactor, heard: list[Any]) -> None:
+    await client.react("order.new", HEAR)
+    await client.react("order.*", HEAR)
+    await client.react("*", HEAR)
+    await client.react("order.newest", HEAR)
+    assert await client.signal("order.new", {"id": 7}) == 3
+    await until(lambda: len(heard) == 3)
+    assert heard == [{"name": "order.new", "payload": {"id": 7}}] * 3
+    assert await client.signal("nothing") == 1
+
+
+async def test_a_signal_does_not_wait(client: Reactor) -> None:
+    await client.react("e", step("df", "sleep", 5))
+    began = time.monotonic()
+    assert await client.signal("e") == 1
+    assert time.monotonic() - began < 2
+
+
+async def test_a_reaction_ends_when_it_is_cancelled(client: Reactor, heard: list[Any]) -> None:
+    reaction = await client.react("e", HEAR, id="mine")
+    assert reaction == "mine"
+    # the same id again takes its place
+    await client.react("e", step("df", "hear", "second"), id="mine")
+    assert await client.signal("e") == 1
+    await until(lambda: heard == ["second"])
+    assert await client.unreact("mine") is True
+    assert await client.unreact("mine") is False
+    assert await client.signal("e") == 0
+
+
+async def test_a_reaction_ends_with_its_link(hub: Gateway, client: Reactor, heard: list[Any]) -> None:
+    hub._elements.sessions._grace = 0.02  # type: ignore[union-attr]
+    other = Reactor(hub.endpoint, name="other", reconnect=False)
+    await other.start()
+    await other.react("e", HEAR)
+    assert await client.signal("e") == 1
+    await other.stop()
+    while await client.signal("e"):
+        await asyncio.sleep(0.005)
+
+
+async def test_a_reaction_that_signals_itself_comes_to_an_end(client: Reactor, hub: Gateway) -> None:
+    await client.react("loop", step("ed", "signal", {"event": "loop"}))
+    await client.signal("loop")
+    await until(lambda: hub.switch.in_flight == 0 and not hub._elements.nests)  # type: ignore[union-attr]
+    assert hub.switch.elements["ed:signal"].succeeded <= 20
+
+
+# ---------------------------------------------------------------- ed:watch
+
+
+async def test_watching_misses_nothing_in_between(client: Reactor, hub: Gateway) -> None:
+    first = asyncio.ensure_future(client.call("ed", "watch", {"event": "e.*"}))
+    await until(lambda: hub._elements.lines.waiting("event", "e.*") == 1)  # type: ignore[union-attr]
+    assert await client.signal("e.a", 1) == 1
+    found = await first
+    assert (found["event"], found["payload"]) == ("e.a", 1)
+    for n in range(5):
+        await client.signal(f"e.{n}", n)
+    seen = []
+    for _ in range(5):
+        found = await client.call("ed", "watch", {"event": "e.*", "after": found["cursor"]})
+        seen.append(found["payload"])
+    assert seen == list(range(5))
+    assert (await refused(client.call("ed", "watch", {"event": "e.*", "after": found["cursor"], "wait_ms": 10}))).code == "PF408"
+
+
+async def test_a_cursor_that_is_too_old(client: Reactor, hub: Gateway) -> None:
+    await client.cache.set("something", "has happened")
+    error = await refused(client.call("ed", "watch", {"event": "never", "after": 0}))
+    assert error.code == "PF409"
+    start = hub._elements.watched.keep("event", "e")  # type: ignore[union-attr]
+    for n in range(1001):
+        await client.signal("e", n)
+    assert (await refused(client.call("ed", "watch", {"event": "e", "after": start}))).code == "PF409"
+
+
+async def test_watching_a_key(client: Reactor, hub: Gateway) -> None:
+    waiting = asyncio.ensure_future(client.call("ed", "watch", {"key": "k"}))
+    await until(lambda: hub._elements.lines.waiting("key", "k") == 1)  # type: ignore[union-attr]
+    version = await client.cache.set("k", {"a": 1})
+    change = await waiting
+    assert change == {"key": "k", "value": {"a": 1}, "version": version, "cursor": change["cursor"]}
+    # what has another version than this is told at once
+    assert (await client.call("ed", "watch", {"key": "k", "version": 0}))["version"] == version
+    await client.cache.delete("k")
+    gone = await client.call("ed", "watch", {"key": "k", "after": change["cursor"]})
+    assert gone["value"] is None
+
+
+async def test_iterating_over_events_and_changes(client: Reactor, hub: Gateway) -> None:
+    async def collect() -> list[Any]:
+        found = []
+        async for event, payload in client.watch("tick.*"):
+            found.append((event, payload))
+            if len(found) == 3:
+                return found
+        raise AssertionError
+
+    collecting = asyncio.ensure_future(collect())
+    await until(lambda: hub._elements.lines.waiting("event", "tick.*") == 1)  # type: ignore[union-attr]
+    for n in range(3):
+        await client.signal(f"tick.{n}", n)
+    assert await collecting == [("tick.0", 0), ("tick.1", 1), ("tick.2", 2)]
+
+
+@pytest.mark.parametrize(
+    ("element", "data"),
+    [
+        ("watch", {}),
+        ("watch", {"event": "e", "key": "k"}),
+        ("watch", {"event": "e", "version": 1}),
+        ("watch", {"key": "k*", "version": 1}),
+        ("react", {"event": "e"}),
+        ("react", {"packet": step("df", "echo")}),
+        ("react", {"cancel": "x", "event": "e"}),
+        ("signal", {"event": ""}),
+        ("timer", {"packet": step("df", "echo")}),
+        ("timer", {"after_ms": 1}),
+        ("timer", {"packet": step("df", "echo"), "after_ms": -1}),
+        ("timer", {"packet": step("df", "echo"), "every_ms": 0}),
+        ("timer", {"packet": step("df", "echo"), "after_ms": 1, "at": 5}),
+        ("timer", {"packet": step("df", "echo"), "after_ms": 1, "count": 2}),
+    ],
+)
+async def test_events_refuse_what_is_not_valid(client: Reactor, element: str, data: dict[str, Any]) -> None:
+    assert (await refused(client.call("ed", element, data))).code == "PF400"
+
+
+# ---------------------------------------------------------------- ed:timer
+
+
+async def test_a_timer_fires_once_after_a_while(client: Reactor, heard: list[Any]) -> None:
+    timer = await client.timer(step("df", "hear", ref("event.name")), after=0.02, id="t")
+    assert abs(timer.next_at - time.time()) < 5
+    await until(lambda: heard == ["t"])
+    assert await timer.cancel() is False
+
+
+async def test_a_timer_at_a_time(client: Reactor, heard: list[Any]) -> None:
+    await client.timer(step("df", "hear", 1), at=time.time() + 0.02)
+    await client.timer(step("df", "hear", 2), at=time.time() - 100)  # gone by: at once
+    await until(lambda: heard == [2, 1])
+
+
+async def test_a_timer_is_cancelled(client: Reactor, heard: list[Any]) -> None:
+    timer = await client.timer(HEAR, every=0.005)
+    await until(lambda: len(heard) >= 3)
+    assert await timer.cancel() is True
+    count = len(heard)
+    await asyncio.sleep(0.03)
+    assert len(heard) <= count + 1
+
+
+async def test_a_thousand_firings_do_not_drift(hub: Gateway, client: Reactor) -> None:
+    times: list[float] = []
+    loop = asyncio.get_running_loop()
+    hub.register("df", "mark", lambda data: times.append(loop.time()))
+    await client.timer(step("df", "mark"), every=0.002, count=1000)
+    (timer,) = hub._elements.rooms["timers"].values()  # type: ignore[union-attr]
+    await until(lambda: len(times) == 1000)
+    # each is due at start + n times every: the last is no later than it is, however late the others were
+    due = [timer.start + n * 0.002 for n in range(1000)]
+    assert timer.fired == 1000
+    assert min(at - when for at, when in zip(times, due, strict=True)) > -0.001
+    # the lateness of the last hundred is that of any hundred: it does not add up
+    late = sorted(at - when for at, when in zip(times[-100:], due[-100:], strict=True))
+    assert late[50] < 0.5
+
+
+async def test_timers_end_with_their_link(hub: Gateway, client: Reactor, heard: list[Any]) -> None:
+    hub._elements.sessions._grace = 0.02  # type: ignore[union-attr]
+    other = Reactor(hub.endpoint, reconnect=False)
+    await other.start()
+    await other.timer(HEAR, every=0.005)
+    await until(lambda: heard)
+    await other.stop()
+    await until(lambda: not hub._elements.rooms["timers"])  # type: ignore[union-attr]
+
+
+async def test_so_many_timers_and_reactions_a_link() -> None:
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1", elements=Bounds(timers=3)) as hub, Reactor(hub.endpoint) as client:
+        timer = await client.timer(HEAR, after=100)
+        await client.timer(HEAR, after=100)
+        await client.react("e", HEAR)
+        assert (await refused(client.timer(HEAR, after=100))).code == "PF429"
+        assert (await refused(client.react("e", HEAR))).code == "PF429"
+        await timer.cancel()
+        await client.react("e", HEAR)
