@@ -32,7 +32,7 @@ async def serve() -> None:
 
 
 async def measure(connections: int) -> None:
-    server = subprocess.Popen(  # noqa: ASYNC220 - before anything runs
+    server = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.memory", "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert server.stdin is not None

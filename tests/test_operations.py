@@ -20,6 +20,7 @@ import pytest
 
 from packetflow import Gateway, Packet, Reactor, run
 from packetflow.cli.top import Snapshot, fetch, render_top
+from packetflow.elements import Bounds
 from packetflow.errors import PacketFlowError
 from packetflow.gateway import hash_token, new_token
 from packetflow.gateway.config import ConfigError, load_config
@@ -58,7 +59,8 @@ def test_a_configuration_is_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "gateway.toml"
     path.write_text(CONFIG.format(port=0, digest="0" * 64))
     config = load_config(path)
-    assert config.settings == {"endpoint": "ws://127.0.0.1:0/packetflow/v1", "max_connections": 100}
+    expected = {"endpoint": "ws://127.0.0.1:0/packetflow/v1", "max_connections": 100}
+    assert config.settings == {**expected, "elements": Bounds(), "templates": []}
     assert config.drain == 1.0
     assert config.policies == {"df": "fastest"}
     assert config.access.roles["worker"].handle == ("df:*",)

@@ -39,7 +39,9 @@ async def test_seq_of_nothing_gives_its_input(client: Reactor) -> None:
 
 
 async def test_seq_returns_an_expression_over_the_context(client: Reactor) -> None:
-    packet = seq(step("df", "double", 2, name="x"), step("df", "double", 5), returns="[results.x, prev, input]", input=0)
+    packet = seq(
+        step("df", "double", 2, name="x"), step("df", "double", 5), returns="[results.x, prev, input]", input=0
+    )
     assert await run(client, packet) == [4, 10, 0]
 
 
@@ -55,12 +57,12 @@ async def test_a_failing_step_fails_the_packet_with_its_place(client: Reactor) -
 
 async def test_what_was_inserted_is_not_expanded_again(client: Reactor) -> None:
     evil = {"$": "input.secret"}
-    assert await run(client, seq(step("df", "echo", {"got": ref("input.evil")}), input={"evil": evil, "secret": 1})) == {
-        "got": evil
-    }
-    assert await run(client, seq(step("df", "echo", evil), step("df", "echo", ref("prev")), input={"secret": {"$": "input"}})) == {
-        "$": "input"
-    }
+    assert await run(
+        client, seq(step("df", "echo", {"got": ref("input.evil")}), input={"evil": evil, "secret": 1})
+    ) == {"got": evil}
+    assert await run(
+        client, seq(step("df", "echo", evil), step("df", "echo", ref("prev")), input={"secret": {"$": "input"}})
+    ) == {"$": "input"}
     assert await run(client, seq(step("df", "echo", lit(evil)))) == evil
 
 
@@ -159,7 +161,9 @@ async def test_branch_takes_the_first_case_that_holds(client: Reactor) -> None:
     assert await run(client, branch(*cases[:2], input={"n": 0})) is None
 
 
-@pytest.mark.parametrize(("value", "holds"), [(0, True), (False, False), (None, False), ("", False), ([], False), ({}, False), ([0], True)])
+@pytest.mark.parametrize(
+    ("value", "holds"), [(0, True), (False, False), (None, False), ("", False), ([], False), ({}, False), ([0], True)]
+)
 async def test_truth_is_jmespaths(client: Reactor, value: Any, holds: bool) -> None:
     packet = branch(case("input", step("df", "echo", True)), input=value, otherwise=step("df", "echo", False))
     assert await run(client, packet) is holds
@@ -197,7 +201,9 @@ async def test_loop_ends_at_its_bound(client: Reactor) -> None:
     assert (await refused(run(client, loop(step("df", "echo", 1), times=1, max_iterations=10_001)))).code == "PF400"
 
 
-@pytest.mark.parametrize("data", [{}, {"times": 1, "items": []}, {"items": 5}, {"times": -1}, {"items": {"$": "input"}}])
+@pytest.mark.parametrize(
+    "data", [{}, {"times": 1, "items": []}, {"items": 5}, {"times": -1}, {"items": {"$": "input"}}]
+)
 async def test_loop_takes_exactly_one_way_to_end(client: Reactor, data: dict[str, Any]) -> None:
     assert (await refused(client.call("cf", "loop", {"step": ECHO, **data}))).code == "PF400"
 
@@ -227,7 +233,9 @@ async def test_waiters_are_served_by_priority(hub: Gateway, client: Reactor) -> 
     order: list[int] = []
 
     async def wait(priority: int) -> None:
-        await client.submit({"group": "cf", "element": "gate", "data": {"gate": "p", "action": "wait"}, "priority": priority})
+        await client.submit(
+            {"group": "cf", "element": "gate", "data": {"gate": "p", "action": "wait"}, "priority": priority}
+        )
         order.append(priority)
 
     waiting = [asyncio.ensure_future(wait(priority)) for priority in (1, 10, 5)]

@@ -111,9 +111,7 @@ async def run(client: Reactor, packet: dict[str, Any]) -> Any:
 
 async def test_gather_in_order(client: Reactor) -> None:
     packets = [step("df", "sleep", delay) for delay in (0.03, 0.01, 0.02)]
-    assert await run(client, gather(*packets)) == [
-        {"status": "success", "data": delay} for delay in (0.03, 0.01, 0.02)
-    ]
+    assert await run(client, gather(*packets)) == [{"status": "success", "data": delay} for delay in (0.03, 0.01, 0.02)]
     assert await run(client, gather()) == []
 
 
@@ -135,7 +133,15 @@ async def test_gather_fails_once_too_many_have_failed(client: Reactor) -> None:
     assert [one["code"] for one in error.details["errors"]] == ["PF500", "PF500"]  # type: ignore[index]
 
 
-@pytest.mark.parametrize("data", [{}, {"packets": [], "need": 1}, {"packets": [step("df", "echo")], "need": -1}, {"packets": [step("df", "echo")], "concurrency": 0}])
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"packets": [], "need": 1},
+        {"packets": [step("df", "echo")], "need": -1},
+        {"packets": [step("df", "echo")], "concurrency": 0},
+    ],
+)
 async def test_gather_refuses_what_is_not_valid(client: Reactor, data: dict[str, Any]) -> None:
     assert (await refused(client.call("co", "gather", data))).code == "PF400"
 
@@ -221,7 +227,10 @@ async def test_votes_refuse_what_is_not_valid(client: Reactor, data: dict[str, A
 
 
 async def test_so_many_may_wait_for_a_name() -> None:
-    async with Gateway("ws://127.0.0.1:0/packetflow/v1", elements=Bounds(waiters=2)) as hub, Reactor(hub.endpoint) as client:
+    async with (
+        Gateway("ws://127.0.0.1:0/packetflow/v1", elements=Bounds(waiters=2)) as hub,
+        Reactor(hub.endpoint) as client,
+    ):
         held = [asyncio.ensure_future(client.gate("g").wait()) for _ in range(2)]
         await until(lambda: waiting(hub, "gate") == 2)
         error = await refused(client.gate("g").wait())

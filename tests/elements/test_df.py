@@ -94,11 +94,15 @@ async def test_an_async_iterator_acknowledges_what_its_loop_has_done(client: Rea
     stream = client.stream("jobs")
     await stream.produce("a", "b", "c")
     seen = []
-    with pytest.raises(ZeroDivisionError):
+
+    async def fail_at_b() -> None:
         async for item in stream.consume(redeliver_after=0.02):
             seen.append(item.data)
             if item.data == "b":
                 raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail_at_b()
     assert seen == ["a", "b"]
     # a generator that was left is closed when it is collected; what it had done is acknowledged then
     async for item in stream.consume(redeliver_after=0.02):
@@ -154,7 +158,12 @@ async def test_a_failing_item_fails_it(client: Reactor) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [{}, {"expression": "a", "map": step("df", "echo")}, {"input": 5, "map": step("df", "echo")}, {"input": [1], "map": step("df", "echo"), "concurrency": 0}],
+    [
+        {},
+        {"expression": "a", "map": step("df", "echo")},
+        {"input": 5, "map": step("df", "echo")},
+        {"input": [1], "map": step("df", "echo"), "concurrency": 0},
+    ],
 )
 async def test_transform_refuses_what_is_not_valid(client: Reactor, data: dict[str, Any]) -> None:
     assert (await refused(client.call("df", "transform", data))).code == "PF400"
@@ -215,7 +224,18 @@ async def test_reduce_by_step(client: Reactor) -> None:
     assert await run(client, reduce([], fold=add, initial=7)) == 7
 
 
-@pytest.mark.parametrize("data", [{"input": []}, {"input": 5, "op": "sum"}, {"input": [1, True], "op": "sum"}, {"input": ["a", 1], "op": "max"}, {"input": [1], "op": "concat"}, {"input": [1], "op": "merge"}, {"input": [1], "op": "median"}])
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"input": []},
+        {"input": 5, "op": "sum"},
+        {"input": [1, True], "op": "sum"},
+        {"input": ["a", 1], "op": "max"},
+        {"input": [1], "op": "concat"},
+        {"input": [1], "op": "merge"},
+        {"input": [1], "op": "median"},
+    ],
+)
 async def test_reduce_refuses_what_is_not_valid(client: Reactor, data: dict[str, Any]) -> None:
     assert (await refused(client.call("df", "reduce", data))).code == "PF400"
 

@@ -91,7 +91,9 @@ async def test_watching_misses_nothing_in_between(client: Reactor, hub: Gateway)
         found = await client.call("ed", "watch", {"event": "e.*", "after": found["cursor"]})
         seen.append(found["payload"])
     assert seen == list(range(5))
-    assert (await refused(client.call("ed", "watch", {"event": "e.*", "after": found["cursor"], "wait_ms": 10}))).code == "PF408"
+    assert (
+        await refused(client.call("ed", "watch", {"event": "e.*", "after": found["cursor"], "wait_ms": 10}))
+    ).code == "PF408"
 
 
 async def test_a_cursor_that_is_too_old(client: Reactor, hub: Gateway) -> None:
@@ -208,7 +210,10 @@ async def test_timers_end_with_their_link(hub: Gateway, client: Reactor, heard: 
 
 
 async def test_so_many_timers_and_reactions_a_link() -> None:
-    async with Gateway("ws://127.0.0.1:0/packetflow/v1", elements=Bounds(timers=3)) as hub, Reactor(hub.endpoint) as client:
+    async with (
+        Gateway("ws://127.0.0.1:0/packetflow/v1", elements=Bounds(timers=3)) as hub,
+        Reactor(hub.endpoint) as client,
+    ):
         timer = await client.timer(HEAR, after=100)
         await client.timer(HEAR, after=100)
         await client.react("e", HEAR)

@@ -156,7 +156,9 @@ async def test_queued_work_moves(gateway: Gateway) -> None:
 async def test_tuning(gateway: Gateway) -> None:
     before = await gateway.call("mc", "tune")
     assert before["settings"]["policy.df"] == "least"
-    changed = await admin(gateway, "tune", set={"policy.df": "sticky", "window": 77, "concurrency": 5, "log_level": "ERROR"})
+    changed = await admin(
+        gateway, "tune", set={"policy.df": "sticky", "window": 77, "concurrency": 5, "log_level": "ERROR"}
+    )
     assert changed["settings"] | {"policy.df": "sticky", "window": 77, "concurrency": 5} == changed["settings"]
     async with Reactor(gateway.endpoint, name="w") as reactor:
         await gateway.wait_for_reactor("w")

@@ -252,7 +252,12 @@ class Cache(Machine):
             return None
         return found
 
-    @rule(key=KEYS, value=st.integers(), ttl=st.sampled_from([None, 100, 60_000]), version=st.sampled_from([None, 0, "right", "wrong"]))
+    @rule(
+        key=KEYS,
+        value=st.integers(),
+        ttl=st.sampled_from([None, 100, 60_000]),
+        version=st.sampled_from([None, 0, "right", "wrong"]),
+    )
     def set(self, key: str, value: int, ttl: int | None, version: Any) -> None:
         found = self.present(key)
         now = found[1] if found is not None else 0
@@ -333,18 +338,25 @@ class Streams(Machine):
         acknowledged = list(given) if ack else []
         answer = self.do(
             "df:consume",
-            {"stream": "s", "consumer": consumer, "max": most, "ack": acknowledged, "redeliver_after_ms": 1000, "wait_ms": 0},
+            {
+                "stream": "s",
+                "consumer": consumer,
+                "max": most,
+                "ack": acknowledged,
+                "redeliver_after_ms": 1000,
+                "wait_ms": 0,
+            },
         )
         for item in acknowledged:
             del given[item]
             done.add(item)
         for item, (deliveries, due) in list(given.items()):
-            if due <= self.loop.now and deliveries >= MAX_DELIVERIES and item not in {one["id"] for one in self.got(answer)}:
-                # it went to the dead, unless others filled the batch first
-                if item not in self.pending(consumer):
-                    del given[item]
-                    done.add(item)
-                    self.dead.append(self.items[item])
+            # it went to the dead, unless others filled the batch first
+            over = due <= self.loop.now and deliveries >= MAX_DELIVERIES and item not in self.pending(consumer)
+            if over and item not in {one["id"] for one in self.got(answer)}:
+                del given[item]
+                done.add(item)
+                self.dead.append(self.items[item])
         for one in self.got(answer):
             item = one["id"]
             assert self.items[item] == one["data"]

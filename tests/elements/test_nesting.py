@@ -166,7 +166,14 @@ async def test_all_24_from_raw_frames(write: Any) -> None:
             for number, (key, data) in enumerate(RAW.items(), 1):
                 group, _, element = key.partition(":")
                 packet_id = str(uuid.uuid4())
-                packet = {"version": "1.0", "id": packet_id, "group": group, "element": element, "data": data, "priority": 5}
+                packet = {
+                    "version": "1.0",
+                    "id": packet_id,
+                    "group": group,
+                    "element": element,
+                    "data": data,
+                    "priority": 5,
+                }
                 await peer.send(write(packet, number))
                 answer = await peer.message("result")
                 assert (answer["seq"], answer["payload"]["packet_id"]) == (number, packet_id)
@@ -178,4 +185,6 @@ async def test_all_24_from_raw_frames(write: Any) -> None:
 
 
 def test_the_standard_elements_are_the_specifications() -> None:
-    assert set(STANDARD) == set(RAW) == {f"{group}:{name}" for group, names in STANDARD_ELEMENTS.items() for name in names}
+    assert (
+        set(STANDARD) == set(RAW) == {f"{group}:{name}" for group, names in STANDARD_ELEMENTS.items() for name in names}
+    )

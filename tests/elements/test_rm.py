@@ -53,7 +53,17 @@ async def test_waiters_of_a_pool_are_served_in_order(hub: Gateway, client: React
     await small
 
 
-@pytest.mark.parametrize("data", [{"pool": "new"}, {"pool": "p", "units": 0, "capacity": 1}, {"pool": "p", "capacity": 2, "units": 3}, {"pool": "p", "capacity": 0}, {"pool": "p", "capacity": 1, "ttl_ms": 0}, {"pool": "p", "capacity": 1, "ttl_ms": 86_400_001}])
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"pool": "new"},
+        {"pool": "p", "units": 0, "capacity": 1},
+        {"pool": "p", "capacity": 2, "units": 3},
+        {"pool": "p", "capacity": 0},
+        {"pool": "p", "capacity": 1, "ttl_ms": 0},
+        {"pool": "p", "capacity": 1, "ttl_ms": 86_400_001},
+    ],
+)
 async def test_pools_refuse_what_is_not_valid(client: Reactor, data: dict[str, Any]) -> None:
     assert (await refused(client.call("rm", "alloc", data))).code == "PF400"
 
@@ -229,7 +239,12 @@ async def test_list_by_prefix_in_pages(client: Reactor) -> None:
     assert [value async for _, value in client.cache.list("a:")] == list(range(1500))
     await cache(client, "delete", key="a:0001")
     assert [key async for key, _ in client.cache.list("a:000")][:2] == ["a:0000", "a:0002"]
-    assert await cache(client, "list", key="zz") | {"version": 0} == {"value": [], "version": 0, "found": False, "after": None}
+    assert await cache(client, "list", key="zz") | {"version": 0} == {
+        "value": [],
+        "version": 0,
+        "found": False,
+        "after": None,
+    }
 
 
 async def test_fill_computes_once_however_many_ask(hub: Gateway, client: Reactor) -> None:
@@ -277,11 +292,24 @@ async def test_the_least_recently_used_leave_at_the_bound() -> None:
         assert hub._elements.store.bytes("cache") <= 100_000  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("data", [{"op": "get"}, {"op": "set", "key": "k"}, {"op": "fill", "key": "k"}, {"op": "grow", "key": "k"}, {"op": "set", "key": "k", "value": 1, "ttl_ms": -1}, {"op": "get", "key": "k" * 257}])
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"op": "get"},
+        {"op": "set", "key": "k"},
+        {"op": "fill", "key": "k"},
+        {"op": "grow", "key": "k"},
+        {"op": "set", "key": "k", "value": 1, "ttl_ms": -1},
+        {"op": "get", "key": "k" * 257},
+    ],
+)
 async def test_the_cache_refuses_what_is_not_valid(client: Reactor, data: dict[str, Any]) -> None:
     assert (await refused(client.call("rm", "cache", data))).code == "PF400"
 
 
 async def test_a_value_too_large(client: Reactor) -> None:
-    async with Gateway("ws://127.0.0.1:0/packetflow/v1", elements=Bounds(value=1000)) as hub, Reactor(hub.endpoint) as small:
+    async with (
+        Gateway("ws://127.0.0.1:0/packetflow/v1", elements=Bounds(value=1000)) as hub,
+        Reactor(hub.endpoint) as small,
+    ):
         assert (await refused(small.cache.set("k", "x" * 1000))).code == "PF413"

@@ -231,13 +231,14 @@ class Runtime:
 class Call:
     """One packet of a standard element: who submitted it, until when, what its steps may see."""
 
-    __slots__ = ("_caller", "_session", "deadline", "depth", "packet", "principal", "runtime", "steps")
+    __slots__ = ("_below", "_caller", "_session", "deadline", "depth", "packet", "principal", "runtime", "steps")
 
     def __init__(self, runtime: Runtime, packet: Packet, caller: Member | Principal) -> None:
         self.runtime = runtime
         self.packet = packet
         self._caller = caller
         self._session: Session | None = None
+        self._below: _Nest | None = None
         self.steps = 0
         self.deadline = runtime.alarms.now() + (packet.timeout_ms or DEFAULT_TIMEOUT_MS) / 1000
         nest = runtime.nests.get(packet.id) if runtime.nests else None
@@ -261,6 +262,7 @@ class Call:
         call.principal = self.principal
         call._caller = self._caller
         call._session = self.session
+        call._below = None
         call.deadline = self.deadline
         call.depth = depth
         call.steps = 0
@@ -349,11 +351,14 @@ class Call:
         )
 
     def submit(self, packet: Packet) -> Reply:
-        """Routes a packet as this packet's submitter; its `Reply` is awaited by `settle`."""
+        """Routes a packet as this packet's submitter. Its id leaves `nests` once it has been answered."""
         runtime = self.runtime
         if self.depth >= runtime.bounds.nesting and f"{packet.group}:{packet.element}" in runtime.elements:
             raise InvalidPacket(f"elements are nested {self.depth + 1} deep, at most {runtime.bounds.nesting} may be")
-        runtime.nests[packet.id] = _Nest(self.principal, self.session, self.depth + 1)
+        below = self._below
+        if below is None:
+            below = self._below = _Nest(self.principal, self.session, self.depth + 1)
+        runtime.nests[packet.id] = below
         try:
             return runtime.host.submit_as(self.principal, packet)
         except BaseException:
@@ -386,7 +391,13 @@ class Call:
     async def run(self, step: Step, context: dict[str, Any] | None, place: int | str) -> Any:
         """The data of a step; its failure is this packet's, with the place of the step."""
         try:
-            result = await self.result_of(step, context)
+            # as `result_of`, without a coroutine more: workflows are made of this
+            packet = self.build(step, context)
+            reply = self.submit(packet)
+            try:
+                result = await reply
+            finally:
+                self.runtime.nests.pop(packet.id, None)
         except PacketFlowError as error:
             raise step_failed(step, place, error.code, error.message, error.details) from None
         if result.ok:
