@@ -818,7 +818,8 @@ cdef class Dispatcher(Acceptor):
         return self._check_idle()
 
     cdef int _check_idle(self) except -1:
-        if self.idle is not None and self.running == 0 and self.waiting == 0 and self.queued_jobs == 0 and not self.idle.done():
+        if (self.idle is not None and self.running == 0 and self.waiting == 0 and self.queued_jobs == 0
+                and not self.idle.done()):
             self.idle.set_result(None)
         return 0
 
