@@ -31,8 +31,10 @@ from pfcore.flights import Member
 
 __all__ = ["ELEMENTS"]
 
-ENDED_S = 60.0
-"""Seconds that the end of a barrier's generation is kept for its parties to read."""
+ENDED_S = 5.0
+"""Seconds that the end of a generation or a ballot is kept for who waits to read: they are woken at once."""
+IDLE_S = 60.0
+"""Seconds that a barrier nobody waits at is kept: then its generations count from 0 again."""
 BALLOT_S = 300.0
 """Seconds that a decided ballot is kept for voters who come late."""
 MAX_PARTIES = 10_000
@@ -66,12 +68,12 @@ async def sync(call: Call, request: Sync) -> Any:
     following = {"generation": generation + complete, "parties": request.parties, "data": [] if complete else data}
     try:
         await store.put("barrier", name, following, version=entry.version if entry is not None else 0,
-                        ttl=ENDED_S if complete else None)  # fmt: skip
+                        ttl=IDLE_S if complete else None)  # fmt: skip
     except StoreFull as error:
         raise full(error) from None
     key = f"{name}\0{generation}"
     if complete:
-        await store.put("barrier end", key, {"data": data}, ttl=ENDED_S)
+        await _end(call, "barrier end", key, {"data": data})
         call.runtime.lines.wake("barrier", key)
         return {"index": index, "generation": generation, "data": data}
 
@@ -101,10 +103,18 @@ async def _break(call: Call, name: str, generation: int, code: str) -> None:
     if entry is None or entry.value["generation"] != generation:
         return
     following = entry.value | {"generation": generation + 1, "data": []}
-    await store.put("barrier", name, following, version=entry.version, ttl=ENDED_S)
+    await store.put("barrier", name, following, version=entry.version, ttl=IDLE_S)
     key = f"{name}\0{generation}"
-    await store.put("barrier end", key, {"code": code}, ttl=ENDED_S)
+    await _end(call, "barrier end", key, {"code": code})
     call.runtime.lines.wake("barrier", key)
+
+
+async def _end(call: Call, kind: str, key: str, end: dict[str, Any]) -> None:
+    """How something ended, for who waits for it."""
+    try:
+        await call.store.put(kind, key, end, ttl=ENDED_S)
+    except StoreFull as error:
+        raise full(error) from None
 
 
 class Broadcast(Request):
@@ -285,7 +295,7 @@ async def vote(call: Call, request: Vote) -> Any:
     except StoreFull as error:
         raise full(error) from None
     if state["end"] is not None:
-        await store.put("ballot end", key, state["end"], ttl=ENDED_S)
+        await _end(call, "ballot end", key, state["end"])
         lines.wake("ballot", key)
         return state["end"]
 

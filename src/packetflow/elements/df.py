@@ -96,6 +96,10 @@ async def produce(call: Call, request: Produce) -> Any:
 
 def _consumers(call: Call, stream: str) -> dict[str, _Consumer]:
     streams: dict[str, dict[str, _Consumer]] = call.runtime.rooms.setdefault("consumers", {})
+    if stream not in streams and len(streams) >= call.bounds.names:
+        raise Overloaded(
+            f"{call.bounds.names:,} streams are consumed already, the most that may", details={"retry_after_ms": 1000}
+        )
     return streams.setdefault(stream, {})
 
 

@@ -24,6 +24,7 @@ __all__ = ["ELEMENTS"]
 
 MAX_UNITS = 2**53 - 1
 PAGE = 1000
+POOL_S = 86_400.0
 
 
 class Alloc(Request):
@@ -91,8 +92,9 @@ async def _give_back(call: Call, name: str, units: int) -> None:
     while (entry := await store.get("pool", name)) is not None:
         used = max(0, entry.value["used"] - units)
         try:
-            # a pool that nobody has anything of keeps its capacity
-            await store.put("pool", name, entry.value | {"used": used}, version=entry.version)
+            # a pool that nobody has anything of keeps its capacity for a day
+            idle = POOL_S if used == 0 else None
+            await store.put("pool", name, entry.value | {"used": used}, version=entry.version, ttl=idle)
             break
         except VersionMismatch:
             continue

@@ -1,0 +1,108 @@
+"""Every bound is reached and held: the answer names it, and what was there before goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from packetflow import Gateway, Reactor
+from packetflow.elements import Bounds, loop, seq, step, transform
+from tests.elements.conftest import refused, until
+
+
+@pytest.fixture
+async def small() -> AsyncIterator[tuple[Gateway, Reactor]]:
+    bounds = Bounds(steps=3, nesting=2, iterations=5, names=2, value=200, stream_bytes=1000)
+    async with (
+        Gateway("ws://127.0.0.1:0/packetflow/v1", elements=bounds) as gateway,
+        Reactor(gateway.endpoint) as client,
+    ):
+        gateway.register("df", "echo", lambda data: data)
+        yield gateway, client
+
+
+ECHO = step("df", "echo", 1)
+
+
+@pytest.mark.parametrize(
+    ("packet", "code", "names"),
+    [
+        (seq(ECHO, ECHO, ECHO, ECHO), "PF400", "3"),
+        (seq(seq(seq(ECHO))), "PF400", "2"),
+        (loop(ECHO, times=6), "PF400", "max_iterations"),
+        (loop(ECHO, times=1, max_iterations=6), "PF400", "5"),
+        (transform([1] * 6, map=ECHO), "PF400", "5"),
+        (step("rm", "cache", {"op": "set", "key": "k", "value": "x" * 200}), "PF413", "200"),
+        (step("ed", "signal", {"event": "e", "payload": "x" * 200}), "PF413", "200"),
+        (step("co", "sync", {"barrier": "b", "parties": 2, "data": "x" * 200}), "PF413", "200"),
+        (step("df", "produce", {"stream": "s", "items": ["x" * 200]}), "PF413", "200"),
+        (step("df", "produce", {"stream": "s", "items": ["x" * 150] * 9}), "PF400", "1,000"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_a_packet_past_a_bound(small: Any, packet: dict[str, Any], code: str, names: str) -> None:
+    _, client = small
+    data = {"max_iterations": 5, **packet["data"]} if packet["element"] == "loop" else packet["data"]
+    error = await refused(client.call(packet["group"], packet["element"], data))
+    assert error.code == code
+    assert names in error.message
+    assert await client.call("df", "echo", "still here") == "still here"
+
+
+NAMED: dict[str, Any] = {
+    "gate": lambda name: ("cf", "gate", {"gate": name, "action": "open"}),
+    "stream": lambda name: ("df", "produce", {"stream": name, "items": [1]}),
+    "consumed stream": lambda name: ("df", "consume", {"stream": name, "max": 0}),
+    "pool": lambda name: ("rm", "alloc", {"pool": name, "capacity": 1}),
+    "lock": lambda name: ("rm", "lock", {"key": name}),
+    "barrier": lambda name: ("co", "sync", {"barrier": name, "parties": 1}),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+async def test_so_many_names_of_a_kind(small: Any, kind: str) -> None:
+    _, client = small
+    for name in ("a", "b"):
+        await client.call(*NAMED[kind](name))
+    error = await refused(client.call(*NAMED[kind]("c")))
+    assert (error.code, "2" in error.message) == ("PF429", True)
+    again = await client.submit(dict(zip(("group", "element", "data"), NAMED[kind]("a"), strict=True)))
+    # one that is there goes on: a lock is held, a pool is used up, the rest takes it
+    assert again.ok or again.error["code"] in ("PF409", "PF429")
+
+
+async def test_so_many_watched_names(small: Any) -> None:
+    gateway, client = small
+    watching = [asyncio.ensure_future(client.call("ed", "watch", {"event": name})) for name in "ab"]
+    await until(lambda: len(gateway._elements.watched) == 2)
+    assert (await refused(client.call("ed", "watch", {"event": "c"}))).code == "PF429"
+    for name in "ab":
+        await client.signal(name)
+    await asyncio.gather(*watching)
+
+
+async def test_undecided_ballots_count_as_names(small: Any) -> None:
+    gateway, client = small
+    voting = [asyncio.ensure_future(client.vote(name, 1, 2)) for name in "ab"]
+    await until(lambda: gateway._elements.store.names("ballot") == 2)
+    assert (await refused(client.vote("c", 1, 2))).code == "PF429"
+    for name in "ab":
+        await client.vote(name, 1, 2)
+    await asyncio.gather(*voting)
+
+
+def test_bounds_are_positive_integers() -> None:
+    for bad in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match="steps: expected an integer of at least 1"):
+            Bounds(steps=bad)  # type: ignore[arg-type]
+
+
+async def test_without_the_elements() -> None:
+    async with (
+        Gateway("ws://127.0.0.1:0/packetflow/v1", elements=False) as gateway,
+        Reactor(gateway.endpoint) as client,
+    ):
+        assert (await refused(client.call("cf", "seq", {"steps": []}))).code == "PF001"
