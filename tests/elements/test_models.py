@@ -378,7 +378,8 @@ class Streams(Machine):
         return list(answer["items"])
 
     def pending(self, consumer: str) -> Any:
-        return self.runtime.rooms["consumers"]["s"][consumer].pending
+        entry = self.loop.run_until_complete(self.runtime.store.get("consumer", f"s\0{consumer}"))
+        return entry.value.pending if entry is not None else {}
 
     @rule(seconds=st.sampled_from([0.5, 2]))
     def time_passes(self, seconds: float) -> None:

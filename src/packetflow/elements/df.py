@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ import msgspec
 from packetflow.elements.expressions import compile_expression
 from packetflow.elements.runtime import Call, Request, Step, check_name, check_size, element, full
 from packetflow.errors import InvalidPacket, Overloaded, PacketFlowError
-from packetflow.state import Alarm, StoreFull
+from packetflow.state import Alarm, Entry, StoreFull
 
 __all__ = ["ELEMENTS"]
 
@@ -22,30 +21,33 @@ MAX_CONSUMED = 10_000
 MAX_CONSUMERS = 1000
 
 
-class _Pending:
-    """An item that one consumer name was given and has not acknowledged."""
+class _Progress:
+    """How far a consumer name has read a stream, and what it has yet to acknowledge: id -> (deliveries, due)."""
 
-    __slots__ = ("data", "deliveries", "due")
-
-    def __init__(self, data: Any, due: float) -> None:
-        self.data = data
-        self.deliveries = 1
-        self.due = due
-
-
-class _Consumer:
-    """A consumer name of a stream: how far it has read, and what it has yet to acknowledge."""
-
-    __slots__ = ("alarm", "cursor", "pending")
+    __slots__ = ("cursor", "pending")
 
     def __init__(self) -> None:
         self.cursor = 0
-        self.pending: OrderedDict[int, _Pending] = OrderedDict()
-        self.alarm: Alarm | None = None
+        self.pending: dict[int, tuple[int, float]] = {}
 
     def floor(self) -> int:
         """Everything up to this id is done with."""
         return min(self.pending) - 1 if self.pending else self.cursor
+
+
+class _Readers:
+    """Who waits for items here, by stream, and the alarms that wake them when one is due again."""
+
+    __slots__ = ("alarms", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, dict[str, int]] = {}
+        self.alarms: dict[str, Alarm] = {}
+
+
+def _readers(call: Call) -> _Readers:
+    found: _Readers = call.runtime.rooms.setdefault("readers", _Readers())
+    return found
 
 
 class Produce(Request):
@@ -94,18 +96,9 @@ async def produce(call: Call, request: Produce) -> Any:
     return await call.wait("room", name, attempt, wait_ms=request.wait_ms, otherwise=no_room)
 
 
-def _consumers(call: Call, stream: str) -> dict[str, _Consumer]:
-    streams: dict[str, dict[str, _Consumer]] = call.runtime.rooms.setdefault("consumers", {})
-    if stream not in streams and len(streams) >= call.bounds.names:
-        raise Overloaded(
-            f"{call.bounds.names:,} streams are consumed already, the most that may", details={"retry_after_ms": 1000}
-        )
-    return streams.setdefault(stream, {})
-
-
 def _wake_consumers(call: Call, stream: str) -> None:
-    for consumer in call.runtime.rooms.get("consumers", {}).get(stream, ()):
-        call.runtime.lines.wake("stream", f"{stream}\0{consumer}")
+    for line in _readers(call).waiting.get(stream, ()):
+        call.runtime.lines.wake("stream", line)
 
 
 class Consume(Request):
@@ -128,109 +121,144 @@ async def consume(call: Call, request: Consume) -> Any:
         raise InvalidPacket(f"max: expected 0 to {MAX_CONSUMED:,}, got {request.max:,}")
     if not 1 <= request.redeliver_after_ms <= 86_400_000:
         raise InvalidPacket(f"redeliver_after_ms: expected 1 to 86,400,000, got {request.redeliver_after_ms:,}")
-    consumers = _consumers(call, stream)
-    consumer = consumers.get(name)
-    if consumer is None:
-        if len(consumers) >= MAX_CONSUMERS:
-            raise Overloaded(f"stream {stream!r}: {MAX_CONSUMERS:,} consumer names read it, the most that may")
-        consumer = consumers[name] = _Consumer()
-    if request.ack:
-        for item in request.ack:
-            consumer.pending.pop(item, None)
-        await _trim(call, stream, consumers)
+    line = f"{stream}\0{name}"
+    await _acknowledge(call, stream, line, request.ack)
     if request.max == 0:
         return {"items": []}
-    mine = consumer
 
     async def attempt() -> dict[str, Any] | None:
-        items = await _take(call, stream, mine, request)
+        items = await _take(call, stream, line, request)
         return {"items": items} if items else None
 
-    line = f"{stream}\0{name}"
-    _set_alarm(call, mine, line)
-    return await call.wait("stream", line, attempt, wait_ms=request.wait_ms)
+    waiting = _readers(call).waiting.setdefault(stream, {})
+    waiting[line] = waiting.get(line, 0) + 1
+    try:
+        return await call.wait("stream", line, attempt, wait_ms=request.wait_ms)
+    finally:
+        waiting[line] -= 1
+        if not waiting[line]:
+            del waiting[line]
+            if not waiting:
+                _readers(call).waiting.pop(stream, None)
 
 
-async def _take(call: Call, stream: str, consumer: _Consumer, request: Consume) -> list[dict[str, Any]]:
+async def _acknowledge(call: Call, stream: str, line: str, ack: list[int]) -> None:
+    """Makes the consumer name known, and takes what it is done with from it."""
+    entry = await call.store.get("consumer", line)
+    if entry is not None and not ack:
+        return
+    if entry is None:
+        # a name that comes late sees what is still there
+        _, _, dropped = await call.store.extent("stream", stream)
+        others = await call.store.scan("consumer", f"{stream}\0", "", MAX_CONSUMERS)
+        if len(others) >= MAX_CONSUMERS:
+            raise Overloaded(f"stream {stream!r}: {MAX_CONSUMERS:,} consumer names read it, the most that may")
+        progress = _Progress()
+        progress.cursor = dropped
+    else:
+        progress = entry.value
+    for item in ack:
+        progress.pending.pop(item, None)
+    await _keep(call, line, progress, entry)
+    if ack:
+        await _trim(call, stream)
+
+
+async def _keep(call: Call, line: str, progress: _Progress, entry: Entry | None) -> None:
+    try:
+        await call.store.put("consumer", line, progress, version=entry.version if entry is not None else 0)
+    except StoreFull as error:
+        raise full(error) from None
+
+
+async def _take(call: Call, stream: str, line: str, request: Consume) -> list[dict[str, Any]]:
+    """Items for a caller: those that are due again, then new ones."""
+    entry = await call.store.get("consumer", line)
+    progress: _Progress = entry.value if entry is not None else _Progress()
+    pending = progress.pending
     now = call.runtime.alarms.now()
     due = now + request.redeliver_after_ms / 1000
     items: list[dict[str, Any]] = []
     room = call.bounds.value * 3 // 4  # bytes of an answer
-    for item, pending in list(consumer.pending.items()):
+    buried = False
+    for item in [item for item, (_, when) in pending.items() if when <= now]:
         if len(items) >= request.max or room <= 0:
             break
-        if pending.due > now:
+        deliveries = pending[item][0]
+        found = await call.store.read("stream", stream, item - 1, 1)
+        if not found or found[0][0] != item:
+            del pending[item]  # gone with its gateway, or by another's hand
             continue
-        if pending.deliveries >= MAX_DELIVERIES:
-            if await _bury(call, stream, pending):
-                del consumer.pending[item]
+        data = found[0][1]
+        if deliveries >= MAX_DELIVERIES:
+            if await _bury(call, stream, data):
+                del pending[item]
+                buried = True
             else:
-                pending.due = due
+                pending[item] = (deliveries, due)
             continue
-        pending.deliveries += 1
-        pending.due = due
-        items.append({"id": item, "data": pending.data, "deliveries": pending.deliveries})
-        room -= len(pending.data) + 60
+        pending[item] = (deliveries + 1, due)
+        items.append({"id": item, "data": data, "deliveries": deliveries + 1})
+        room -= len(data) + 60
     while len(items) < request.max and room > 0:
-        found = await call.store.read("stream", stream, consumer.cursor, min(100, request.max - len(items)))
+        found = await call.store.read("stream", stream, progress.cursor, min(100, request.max - len(items)))
         if not found:
             break
         for item, data in found:
             if room <= 0:
                 break
-            consumer.cursor = item
-            consumer.pending[item] = _Pending(data, due)
+            progress.cursor = item
+            pending[item] = (1, due)
             items.append({"id": item, "data": data, "deliveries": 1})
             room -= len(data) + 60
-    _set_alarm(call, consumer, f"{stream}\0{request.consumer}")
-    if not items and consumer.pending:
-        await _trim(call, stream, _consumers(call, stream))
+    if items or buried:
+        await _keep(call, line, progress, entry)
+    if buried:
+        await _trim(call, stream)
+    _set_alarm(call, line, progress)
     return items
 
 
-async def _bury(call: Call, stream: str, pending: _Pending) -> bool:
+async def _bury(call: Call, stream: str, data: msgspec.Raw) -> bool:
     """Moves an item that was given out too often to ``<stream>.dead``; False where that is full."""
     dead = f"{stream}.dead"
     length, used, _ = await call.store.extent("stream", dead)
-    size = len(pending.data) + 100
+    size = len(data) + 100
     if length >= call.bounds.stream_items or used + size > call.bounds.stream_bytes:
         return False
     try:
-        await call.store.append("stream", dead, [(pending.data, size)])
+        await call.store.append("stream", dead, [(data, size)])
     except StoreFull:
         return False
     _wake_consumers(call, dead)
     return True
 
 
-async def _trim(call: Call, stream: str, consumers: dict[str, _Consumer]) -> None:
+async def _trim(call: Call, stream: str) -> None:
     """Drops what every consumer name has acknowledged."""
-    if await call.store.trim("stream", stream, min(consumer.floor() for consumer in consumers.values())):
+    consumers = await call.store.scan("consumer", f"{stream}\0", "", MAX_CONSUMERS)
+    floor = min(entry.value.floor() for _, entry in consumers)
+    if await call.store.trim("stream", stream, floor):
         call.runtime.lines.wake("room", stream)
 
 
-def _set_alarm(call: Call, consumer: _Consumer, line: str) -> None:
+def _set_alarm(call: Call, line: str, progress: _Progress) -> None:
     """Whoever waits is woken when an item is due again."""
-    if not consumer.pending:
+    if not progress.pending:
         return
-    when = (
-        min(pending.due for pending in consumer.pending.values())
-        if len(consumer.pending) < 64
-        else next(iter(consumer.pending.values())).due
-    )
-    alarm = consumer.alarm
+    alarms = _readers(call).alarms
+    alarm = alarms.get(line)
+    when = min(due for _, due in progress.pending.values())
     if alarm is not None and alarm.callback is not None and alarm.when <= when:
         return
     if alarm is not None:
         alarm.cancel()
 
     def ring() -> None:
+        del alarms[line]
         call.runtime.lines.wake("stream", line)
-        if consumer.pending and call.runtime.lines.waiting("stream", line):
-            consumer.alarm = None
-            _set_alarm(call, consumer, line)
 
-    consumer.alarm = call.runtime.alarms.at(max(when, call.runtime.alarms.now() + 0.001), ring)
+    alarms[line] = call.runtime.alarms.at(max(when, call.runtime.alarms.now() + 0.001), ring)
 
 
 class Transform(Request):
