@@ -139,7 +139,10 @@ def truth(value: Any) -> bool:
 
 def is_packet(value: Any) -> bool:
     """Is this a nested packet? What is inside one is expanded by the element that submits it."""
-    return isinstance(value, dict) and value.get("group") in _GROUPS and isinstance(value.get("element"), str)
+    if not isinstance(value, dict):
+        return False
+    group = value.get("group")
+    return isinstance(group, str) and group in _GROUPS and isinstance(value.get("element"), str)
 
 
 def expand(value: Any, context: dict[str, Any]) -> Any:
