@@ -313,3 +313,20 @@ async def test_a_value_too_large(client: Reactor) -> None:
         Reactor(hub.endpoint) as small,
     ):
         assert (await refused(small.cache.set("k", "x" * 1000))).code == "PF413"
+
+
+async def test_watching_the_cache(hub: Gateway, client: Reactor) -> None:
+    async def two() -> list[Any]:
+        found = []
+        async for change in client.cache.watch("user:*"):
+            found.append((change.value, change.found))
+            if len(found) == 2:
+                return found
+        raise AssertionError
+
+    watching = asyncio.ensure_future(two())
+    await until(lambda: hub._elements.lines.waiting("key", "user:*") == 1)  # type: ignore[union-attr]
+    await client.cache.set("user:7", "Ada")
+    await client.cache.set("other", "not this one")
+    await client.cache.delete("user:7")
+    assert await watching == [("Ada", True), (None, False)]

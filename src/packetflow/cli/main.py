@@ -195,7 +195,8 @@ def gateway(
         if config is not None:
             for group, policy in config.policies.items():
                 server.switch.set_policy(group, policy)
-        click.echo(f"listening on {server.endpoint}, handling {', '.join(server.handles) or 'nothing'}")
+        handled = [*server.handles, *(["the standard elements"] if server.offers_elements else [])]
+        click.echo(f"listening on {server.endpoint}, handling {', '.join(handled) or 'nothing'}")
         try:
             await asyncio.get_running_loop().create_future()
         finally:

@@ -188,6 +188,11 @@ class Gateway(HandlerRegistry, Toolbox):
         return MappingProxyType(self._peers)
 
     @property
+    def offers_elements(self) -> bool:
+        """Does it offer the standard elements?"""
+        return self._bounds is not None
+
+    @property
     def switch(self) -> Switch:
         """The routing core: its counts are what ``/metrics`` shows."""
         return self._switch
