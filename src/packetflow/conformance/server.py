@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import ssl as ssl_module
 import time
@@ -78,8 +79,8 @@ class Session:
             peer.close()
 
     @asynccontextmanager
-    async def pair(self) -> AsyncIterator[tuple[Peer, Peer, str]]:
-        """A peer that submits, one that handles, and the element that only that one has."""
+    async def pair(self, window: int = 64) -> AsyncIterator[tuple[Peer, Peer, str]]:
+        """A peer that submits, one that handles, at most `window` at once, and the element that only that one has."""
         if self.element is not None:
             raise Skipped("the peer that handles is the server's own: run without --element")
         element = f"conformance.{uuid.uuid4().hex[:12]}"
@@ -87,7 +88,9 @@ class Session:
         try:
             need(worker.status == 101, f"the handshake was answered {worker.status}")
             capabilities = [f"df:{element}"]
-            await worker.send(message("heartbeat", 1, {"timestamp": now(), "capabilities": capabilities, "window": 64}))
+            await worker.send(
+                message("heartbeat", 1, {"timestamp": now(), "capabilities": capabilities, "window": window})
+            )
             async with self.client() as client:
                 await self.until_routed(client, worker, element)
                 yield client, worker, element
@@ -664,59 +667,36 @@ async def _(session: Session) -> None:
 
 @rule("the more urgent of two queued packets runs first", "spec 1, priority", "should")
 async def _(session: Session) -> None:
-    if session.element is not None:
-        raise Skipped("the peer that handles is the server's own: run without --element")
-    element = f"conformance.{uuid.uuid4().hex[:12]}"
-    worker = await session.connect(handles=f"df:{element}")
-    try:
-        beat = {"timestamp": now(), "capabilities": [f"df:{element}"], "window": 1}
-        await worker.send(message("heartbeat", 1, beat))
-        async with session.client() as client:
-            await session.until_routed(client, worker, element)
-            packets = [new(element, priority=priority) for priority in (5, 1, 10)]
-            for seq, packet in enumerate(packets, 1):
-                await client.send(message("submit", seq, packet))
-            order = []
-            for _ in packets:
-                taken = await expect(worker, "submit")
-                order.append(taken["payload"]["priority"])
-                await asyncio.sleep(0.02)  # a second one may be on its way, if the window is not kept to
-                await worker.send(message("result", taken["seq"], success(taken["payload"]["id"])))
-            need(order == [5, 10, 1], f"expected the priorities 5, 10, 1 in this order, got {order}")
-    finally:
-        worker.close()
+    async with session.pair(window=1) as (client, worker, element):
+        packets = [new(element, priority=priority) for priority in (5, 1, 10)]
+        for seq, packet in enumerate(packets, 1):
+            await client.send(message("submit", seq, packet))
+        order = []
+        for _ in packets:
+            taken = await expect(worker, "submit")
+            order.append(taken["payload"]["priority"])
+            await asyncio.sleep(0.02)  # a second one may be on its way, if the window is not kept to
+            await worker.send(message("result", taken["seq"], success(taken["payload"]["id"])))
+        need(order == [5, 10, 1], f"expected the priorities 5, 10, 1 in this order, got {order}")
 
 
 @rule("a peer is given no more packets at once than its window", SPEC_PRESSURE, "should")
 async def _(session: Session) -> None:
-    if session.element is not None:
-        raise Skipped("the peer that handles is the server's own: run without --element")
-    element = f"conformance.{uuid.uuid4().hex[:12]}"
-    worker = await session.connect(handles=f"df:{element}")
-    try:
-        beat = {"timestamp": now(), "capabilities": [f"df:{element}"], "window": 4}
-        await worker.send(message("heartbeat", 1, beat))
-        async with session.client() as client:
-            await session.until_routed(client, worker, element)
-            for seq in range(1, 21):
-                await client.send(message("submit", seq, new(element)))
-            held = []
-            done = 0
-            while done < 20:
-                try:
-                    async with asyncio.timeout(0.1):
-                        while True:
-                            held.append(await expect(worker, "submit"))
-                except TimeoutError:
-                    pass
-                need(held, f"only {done} of 20 packets came")
-                need(len(held) <= 4, f"{len(held)} packets at once, the window is 4")
-                for taken in held:
-                    await worker.send(message("result", taken["seq"], success(taken["payload"]["id"])))
-                done += len(held)
-                held = []
-    finally:
-        worker.close()
+    async with session.pair(window=4) as (client, worker, element):
+        for seq in range(1, 21):
+            await client.send(message("submit", seq, new(element)))
+        done = 0
+        while done < 20:
+            held: list[dict[str, Any]] = []
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    while True:
+                        held.append(await expect(worker, "submit"))
+            need(held, f"only {done} of 20 packets came")
+            need(len(held) <= 4, f"{len(held)} packets at once, the window is 4")
+            for taken in held:
+                await worker.send(message("result", taken["seq"], success(taken["payload"]["id"])))
+            done += len(held)
 
 
 @rule("cancelling: the worker is told, and no answer follows", "docs/protocol.md, ext cancel", "should")
