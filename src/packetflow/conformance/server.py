@@ -88,9 +88,8 @@ class Session:
         try:
             need(worker.status == 101, f"the handshake was answered {worker.status}")
             capabilities = [f"df:{element}"]
-            await worker.send(
-                message("heartbeat", 1, {"timestamp": now(), "capabilities": capabilities, "window": window})
-            )
+            beat = {"timestamp": now(), "capabilities": capabilities, "window": window}
+            await worker.send(message("heartbeat", 1, beat))
             async with self.client() as client:
                 await self.until_routed(client, worker, element)
                 yield client, worker, element

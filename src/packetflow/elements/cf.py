@@ -173,8 +173,6 @@ async def gate(call: Call, request: Gate) -> Any:
                 await call.store.put("gate", name, state, version=entry.version if entry is not None else 0)
             except StoreFull as error:
                 raise full(error) from None
-        if state["open"]:
-            call.runtime.lines.wake("gate", name)
     return {"open": bool(await is_open()), "waiting": call.runtime.lines.waiting("gate", name)}
 
 

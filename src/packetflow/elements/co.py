@@ -74,7 +74,6 @@ async def sync(call: Call, request: Sync) -> Any:
     key = f"{name}\0{generation}"
     if complete:
         await _end(call, "barrier end", key, {"data": data})
-        call.runtime.lines.wake("barrier", key)
         return {"index": index, "generation": generation, "data": data}
 
     async def attempt() -> Entry | None:
@@ -106,7 +105,6 @@ async def _break(call: Call, name: str, generation: int, code: str) -> None:
     await store.put("barrier", name, following, version=entry.version, ttl=IDLE_S)
     key = f"{name}\0{generation}"
     await _end(call, "barrier end", key, {"code": code})
-    call.runtime.lines.wake("barrier", key)
 
 
 async def _end(call: Call, kind: str, key: str, end: dict[str, Any]) -> None:
@@ -271,7 +269,7 @@ async def vote(call: Call, request: Vote) -> Any:
     if not 1 <= voters <= MAX_PARTIES:
         raise InvalidPacket(f"voters: expected 1 to {MAX_PARTIES:,}, got {voters:,}")
     need = _need(request.need, voters)
-    store, lines = call.store, call.runtime.lines
+    store = call.store
     entry = await store.get("ballot", name)
     fresh: dict[str, Any] = {"voters": voters, "need": need, "votes": {}, "came": 0, "end": None}
     state: dict[str, Any] = entry.value if entry is not None else fresh
@@ -296,7 +294,6 @@ async def vote(call: Call, request: Vote) -> Any:
         raise full(error) from None
     if state["end"] is not None:
         await _end(call, "ballot end", key, state["end"])
-        lines.wake("ballot", key)
         return state["end"]
 
     async def attempt() -> Entry | None:

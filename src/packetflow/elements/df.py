@@ -12,7 +12,7 @@ import msgspec
 from packetflow.elements.expressions import compile_expression
 from packetflow.elements.runtime import Call, Request, Step, check_name, check_size, element, full
 from packetflow.errors import InvalidPacket, Overloaded, PacketFlowError
-from packetflow.state import Alarm, Entry, StoreFull
+from packetflow.state import Alarm, Change, Entry, StoreFull
 
 __all__ = ["ELEMENTS"]
 
@@ -46,8 +46,20 @@ class _Readers:
 
 
 def _readers(call: Call) -> _Readers:
-    found: _Readers = call.runtime.rooms.setdefault("readers", _Readers())
-    return found
+    found: _Readers | None = call.runtime.rooms.get("readers")
+    if found is not None:
+        return found
+    readers = call.runtime.rooms["readers"] = _Readers()
+    lines = call.runtime.lines
+
+    def changed(change: Change) -> None:
+        # items have come or gone: who waits for either has a look
+        for line in tuple(readers.waiting.get(change.name, ())):
+            lines.wake("stream", line)
+        lines.wake("room", change.name)
+
+    call.store.watch("stream", "*", changed)
+    return readers
 
 
 class Produce(Request):
@@ -63,6 +75,7 @@ async def produce(call: Call, request: Produce) -> Any:
     """Appends to a stream."""
     name = check_name("stream", request.stream)
     bounds = call.bounds
+    _readers(call)
     items = []
     for item in request.items:
         check_size(call, "items", item)
@@ -84,7 +97,6 @@ async def produce(call: Call, request: Produce) -> Any:
             first, last = await call.store.append("stream", name, items)
         except StoreFull as error:
             raise full(error) from None
-        _wake_consumers(call, name)
         return {"first": first, "last": last, "length": length + len(items)}
 
     def no_room() -> PacketFlowError:
@@ -94,11 +106,6 @@ async def produce(call: Call, request: Produce) -> Any:
         )
 
     return await call.wait("room", name, attempt, wait_ms=request.wait_ms, otherwise=no_room)
-
-
-def _wake_consumers(call: Call, stream: str) -> None:
-    for line in _readers(call).waiting.get(stream, ()):
-        call.runtime.lines.wake("stream", line)
 
 
 class Consume(Request):
@@ -230,7 +237,6 @@ async def _bury(call: Call, stream: str, data: msgspec.Raw) -> bool:
         await call.store.append("stream", dead, [(data, size)])
     except StoreFull:
         return False
-    _wake_consumers(call, dead)
     return True
 
 
@@ -238,8 +244,7 @@ async def _trim(call: Call, stream: str) -> None:
     """Drops what every consumer name has acknowledged."""
     consumers = await call.store.scan("consumer", f"{stream}\0", "", MAX_CONSUMERS)
     floor = min(entry.value.floor() for _, entry in consumers)
-    if await call.store.trim("stream", stream, floor):
-        call.runtime.lines.wake("room", stream)
+    await call.store.trim("stream", stream, floor)
 
 
 def _set_alarm(call: Call, line: str, progress: _Progress) -> None:

@@ -98,7 +98,6 @@ async def _give_back(call: Call, name: str, units: int) -> None:
             break
         except VersionMismatch:
             continue
-    call.runtime.lines.wake("pool", name)
 
 
 class Free(Request):
@@ -197,8 +196,7 @@ async def _acquire(call: Call, key: str, ttl: float, wait_ms: int | None) -> Lea
         try:
             await call.store.delete("lock", key, version=lease.note.fence)
         except VersionMismatch:
-            return  # somebody else's by now
-        runtime.lines.wake("lock", key)
+            pass  # somebody else's by now
 
     def held() -> PacketFlowError:
         return Conflict(f"lock {key!r}: it is held by another")

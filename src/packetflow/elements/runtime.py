@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from packetflow.errors import (
     exception_for,
 )
 from packetflow.model import DEFAULT_TIMEOUT_MS, Packet, Result
-from packetflow.state import Alarms, Leases, Lines, MemoryStore, Session, Sessions, Store, StoreFull
+from packetflow.state import Alarms, Change, Leases, Lines, MemoryStore, Session, Sessions, Store, StoreFull
 from pfcore.dispatch import Handler
 from pfcore.flights import Member, Principal
 from pfcore.reply import Reply
@@ -65,6 +66,10 @@ class Bounds:
         for name, value in vars(self).items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+
+
+WAITED_FOR = {"gate": "gate", "pool": "pool", "lock": "lock", "barrier end": "barrier", "ballot end": "ballot"}
+"""Kinds of the store -> the lines of those who wait for a change of one."""
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True):
@@ -172,6 +177,12 @@ class Runtime:
         self.tasks: set[asyncio.Task[Any]] = set()
         self.rooms: dict[str, Any] = {}
         """What a group's module keeps for itself, by its name."""
+        for kind, line in WAITED_FOR.items():
+            self.store.watch(kind, "*", functools.partial(self._changed, line))
+
+    def _changed(self, line: str, change: Change) -> None:
+        """Something was put, deleted, or has had its time, here or at another gateway of the same store."""
+        self.lines.wake(line, change.name)
 
     def _memory(self, alarms: Alarms) -> Store:
         bounds = self.bounds

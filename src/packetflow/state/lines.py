@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from packetflow.errors import Overloaded, PacketFlowError, Unavailable
+from packetflow.errors import Overloaded, Unavailable
 from packetflow.state.sessions import Session
 
 __all__ = ["Lines"]
@@ -103,12 +103,6 @@ class Lines:
         line = self._lines.get((kind, name))
         if line:
             self._call(line[0])
-
-    def fail(self, kind: str, name: str, error: PacketFlowError) -> None:
-        """Everyone who waits for the name gets this exception."""
-        for place in self._lines.get((kind, name), ()):
-            if not place.turn.done():
-                place.turn.set_exception(error)
 
     def close(self) -> None:
         """Everyone who waits gets `Unavailable`, and nobody waits any more."""
