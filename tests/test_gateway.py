@@ -42,6 +42,16 @@ async def test_port_0_takes_a_free_port_and_endpoint_tells(gateway: Gateway) -> 
             await gateway.start()
 
 
+async def test_a_gateway_that_could_not_listen_may_try_again(gateway: Gateway) -> None:
+    async with gateway:
+        second = Gateway(gateway.endpoint)
+        for _ in range(2):
+            with pytest.raises(OSError):
+                await second.start()
+    async with second, Reactor(second.endpoint) as reactor:
+        assert await reactor.call("cf", "seq", {"steps": [], "input": 1}) == 1
+
+
 @pytest.mark.parametrize("endpoint", ["ws://0.0.0.0:0/", "ws://192.0.2.1:0/", "ws://[::]:0/", "ws://example.org/"])
 def test_an_address_that_others_reach_needs_tls_or_insecure(endpoint: str) -> None:
     with pytest.raises(ValueError, match="insecure=True"):

@@ -218,7 +218,13 @@ class Gateway(HandlerRegistry, Toolbox):
         options: dict[str, Any] = {"backlog": 4096}
         if self._ssl is not None:
             options |= {"ssl": self._ssl, "ssl_handshake_timeout": self._handshake_timeout}
-        self._server = await self._gate.listen(self._endpoint.host, self._endpoint.port, **options)
+        try:
+            self._server = await self._gate.listen(self._endpoint.host, self._endpoint.port, **options)
+        except BaseException:
+            self._close_elements()
+            self._inside.close()
+            self._dispatcher.stop()
+            raise
         port = self._server.sockets[0].getsockname()[1]
         self._endpoint = Endpoint(self._endpoint.host, port, self._endpoint.path, self._endpoint.secure)
         self._switch.handlers_changed()
