@@ -35,7 +35,7 @@ async def heartbeat(cell: Cell) -> None:
     """The worker's heartbeat has reached the gateway: what it was passed over for is forgotten."""
     await cell.worker.write('{"type":"heartbeat","seq":7,"payload":{"timestamp":1}}')
     # what came behind it on the same socket
-    await cell.client.submit("df", "crooked.right")
+    assert (await cell.client.submit("df", "crooked.right"))["data"] == "right"
 
 
 def code(result: dict[str, Any]) -> str:

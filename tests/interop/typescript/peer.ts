@@ -119,9 +119,9 @@ async function run(command: any): Promise<unknown> {
       const packet = command.packet;
       if (command.frame !== undefined) {
         // data of the size that makes the whole frame this long
-        const blank = { type: 'submit', seq: 1000, payload: { version: '1.0', id: 'x'.repeat(36), ...packet, data: '' } };
-        packet.data = 'x'.repeat(command.frame - JSON.stringify(blank).length);
-        (peer as any).sequence = 999;
+        const blank = { version: '1.0', id: 'x'.repeat(36), ...packet, data: '' };
+        const empty = JSON.stringify({ type: 'submit', seq: peer.next, payload: blank });
+        packet.data = 'x'.repeat(command.frame - empty.length);
         const result = await peer.submit(packet);
         return { result: { ...result, data: (result.data as string) === packet.data } };
       }

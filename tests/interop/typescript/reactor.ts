@@ -92,6 +92,11 @@ export class Reactor {
     });
   }
 
+  /** The seq of the next submit. */
+  get next(): number {
+    return this.sequence + 1;
+  }
+
   protected send(message: Message): void {
     this.socket?.send(JSON.stringify(message));
   }
