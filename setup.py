@@ -26,6 +26,7 @@ MODULES = (
     "heap",
     "pending",
     "keys",
+    "budget",
     "ledger",
     "reply",
     "engine",

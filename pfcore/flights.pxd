@@ -5,6 +5,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
+from pfcore.budget cimport Account
 from pfcore.dispatch cimport Job
 from pfcore.engine cimport Engine
 from pfcore.heap cimport HeapEntry, PriorityHeap
@@ -36,6 +37,8 @@ cdef class Principal:
         public double burst      # submits that may come at once
         double tokens
         int64_t filled           # ns; when `tokens` was right
+        readonly Account account # what is held for it; None where each of its links has an account of its own
+        readonly Account stored  # what outlives links: stream items, the cache, pools; None: no bound
 
     cdef bint spend(self, int64_t now) noexcept
 
@@ -65,6 +68,7 @@ cdef class Member:
     cdef:
         readonly Engine engine
         readonly Principal principal
+        readonly Account account # who pays for what this link causes
         readonly int64_t number  # for rendezvous
         readonly bint listed     # it announces what it handles
         readonly tuple handles   # keys that it announced, sorted

@@ -1,5 +1,6 @@
 from typing import final
 
+from pfcore.budget import Account
 from pfcore.engine import Engine
 from pfcore.keys import Keyed
 
@@ -11,7 +12,20 @@ class Principal:
     role: int
     rate: float
     burst: float
-    def __init__(self, name: str, number: int, role: int, rate: float = 0, burst: float = 0) -> None: ...
+    def __init__(
+        self,
+        name: str,
+        number: int,
+        role: int,
+        rate: float = 0,
+        burst: float = 0,
+        account: Account | None = None,
+        stored: Account | None = None,
+    ) -> None: ...
+    @property
+    def account(self) -> Account | None: ...
+    @property
+    def stored(self) -> Account | None: ...
     @property
     def number(self) -> int: ...
 
@@ -40,6 +54,8 @@ class Member:
     def engine(self) -> Engine: ...
     @property
     def principal(self) -> Principal: ...
+    @property
+    def account(self) -> Account: ...
     @property
     def number(self) -> int: ...
     @property

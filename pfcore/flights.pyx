@@ -4,6 +4,7 @@ cimport cython
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+from pfcore.budget cimport Account
 from pfcore.engine cimport EngineState
 from pfcore.keys cimport Keyed
 
@@ -19,13 +20,18 @@ cdef class Principal:
 
     `number`: distinct among the principals of a switch. `role`: bit of the role
     masks, 0 to 63. `rate`: submits per second, 0 for no limit (default);
-    `burst`: submits at once (default: one second's).
+    `burst`: submits at once (default: one second's). `account`: what is held for
+    it, over all of its links; None (default) where each link pays for itself.
+    `stored`: what outlives links; None for no bound.
     """
 
-    def __init__(self, name, int32_t number, int role, double rate=0, double burst=0):
+    def __init__(self, name, int32_t number, int role, double rate=0, double burst=0, Account account=None,
+                 Account stored=None):
         self.name = name
         self.number = number
         self.role = role
+        self.account = account
+        self.stored = stored
         self.rate = rate
         self.burst = burst if burst > 0 else max(rate, 1)
         self.tokens = self.burst

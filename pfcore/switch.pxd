@@ -25,6 +25,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
+from pfcore.budget cimport Account, Budget
 from pfcore.buffers cimport OutputBuffer
 from pfcore.dispatch cimport Dispatcher
 from pfcore.engine cimport Acceptor, Engine
@@ -66,6 +67,8 @@ cdef class Switch(Acceptor):
         object idle              # Future-like: set when nothing is under way, or None
         uint64_t chance          # state of the random choices
         int64_t numbers          # members so far
+        readonly Budget budget   # what all accounts may hold together
+        int64_t link_bytes       # what may be held for a link that has no principal's account
         readonly Py_ssize_t max_queue  # flights that may be queued for one key or reactor
         Py_ssize_t max_held      # bytes of payloads that may be held
         Py_ssize_t held_bytes

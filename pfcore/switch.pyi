@@ -2,6 +2,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from typing import final
 
+from pfcore.budget import Account, Budget
 from pfcore.dispatch import Dispatcher
 from pfcore.engine import Acceptor, Engine
 from pfcore.flights import Member, Principal, Route
@@ -24,6 +25,8 @@ class Switch(Acceptor):
         max_routes: int = 131_072,
         ledger: Ledger | None = None,
         on_failure: Callable[[str, str, str, str, str | None, object], object] | None = None,
+        budget: Budget | None = None,
+        link_bytes: int = 134_217_728,
         seed: int = 1,
         now: int = 0,
     ) -> None: ...
@@ -49,7 +52,15 @@ class Switch(Acceptor):
     def elements(self) -> dict[str, Route]: ...
     @property
     def links(self) -> list[Member]: ...
-    def admit(self, engine: Engine, principal: Principal, handles: Iterable[str] | None = None) -> Member: ...
+    def admit(
+        self,
+        engine: Engine,
+        principal: Principal,
+        handles: Iterable[str] | None = None,
+        account: Account | None = None,
+    ) -> Member: ...
+    @property
+    def budget(self) -> Budget: ...
     def join(self, engine: Engine) -> None: ...
     def start(self, now: int) -> None: ...
     def set_inner(self, engine: Engine) -> None: ...

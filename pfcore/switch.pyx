@@ -6,6 +6,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
+from pfcore.budget cimport Account, Budget
 from pfcore.buffers cimport OP_TEXT, OutputBuffer
 from pfcore.dispatch cimport Handler, Job
 from pfcore.engine cimport (
@@ -106,13 +107,15 @@ cdef class Switch(Acceptor):
     under way (default 262,144). `max_queue`: packets that wait for one element
     or reactor (default 16,384); `max_held`: bytes of payloads kept meanwhile
     (default 64 MiB). `max_routes`: elements known at once (default 131,072).
+    `budget`: what all accounts may hold together (default: no bound); `link_bytes`:
+    what may be held for an anonymous link (default 128 MiB).
     `on_failure`: called with ``(code, message, key, id, principal, traceparent or
     None)`` for every packet that the switch itself refuses or fails.
     """
 
     def __init__(self, dispatcher not None, permit, *, aliases=None, arm=None, Py_ssize_t max_flights=262144,
                  Py_ssize_t max_queue=16384, Py_ssize_t max_held=67108864, Py_ssize_t max_routes=131072,
-                 ledger=None, on_failure=None,
+                 ledger=None, on_failure=None, Budget budget=None, int64_t link_bytes=134217728,
                  uint64_t seed=1, int64_t now=0):
         if max_queue < 1 or max_held < 1 or max_routes < 1:
             raise ValueError("max_queue, max_held, max_routes: expected at least 1")
@@ -141,17 +144,26 @@ cdef class Switch(Acceptor):
         self.max_queue = max_queue
         self.max_held = max_held
         self.max_routes = max_routes
+        self.budget = Budget(1 << 62) if budget is None else budget
+        self.link_bytes = link_bytes
         self.refusals = {}
         self.policies = [Policy.STICKY, Policy.LEAST, Policy.FASTEST, Policy.LEAST, Policy.LEAST, Policy.KEYED]
 
     # ---------------------------------------------------------------- links
 
-    def admit(self, Engine engine not None, Principal principal not None, handles=None):
-        """A link is about to open; `join` it once it has. `handles`: keys named in its URL, None if it named none."""
+    def admit(self, Engine engine not None, Principal principal not None, handles=None, Account account=None):
+        """A link is about to open; `join` it once it has.
+
+        `handles`: keys named in its URL, None if it named none. `account`: who pays
+        for it (default: its principal's, else one of its own).
+        """
         cdef Member member = Member.__new__(Member)
         self.numbers += 1
         member.engine = engine
         member.principal = principal
+        member.account = principal.account if account is None else account
+        if member.account is None:
+            member.account = Account(f"{principal.name} link {self.numbers}", self.link_bytes, self.budget)
         member.number = self.numbers
         member.window = member.announced_window = DEFAULT_WINDOW
         member.routes = set()

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from packetflow.model import GROUPS
+from pfcore.budget import Account, Budget
 from pfcore.flights import Principal
 
 __all__ = ["ANONYMOUS", "GATEWAY_ROLE", "Access", "Identity", "Role", "hash_token", "new_token"]
@@ -249,11 +250,41 @@ def _common_name(certificate: Any) -> str | None:
     return None
 
 
-def principals(access: Access) -> tuple[Principal, dict[str, Principal]]:
+@dataclass(frozen=True)
+class Budgets:
+    """Bytes that may be held: for a principal or an anonymous link, and for all of them together.
+
+    `held`: packets, results, output: what ends with its link or its packet.
+    `stored`: stream items, the cache, pools; anonymous links share one account of it.
+    """
+
+    principal: int
+    held: Budget
+    stored_principal: int
+    stored: Budget
+
+    def account(self, name: str) -> Account:
+        """What is held for a principal of that name."""
+        return Account(name, self.principal, self.held)
+
+    def store(self, name: str) -> Account:
+        """What is stored for a principal of that name."""
+        return Account(name, self.stored_principal, self.stored, "max_stored_principal_bytes")
+
+
+def principals(access: Access, budgets: Budgets) -> tuple[Principal, dict[str, Principal]]:
     """The core's principals: that of anonymous links, and those of the identities by name."""
     bits = access.bits()
     numbered = {
-        identity.name: Principal(identity.name, place + 2, bits[identity.role], identity.rate, identity.burst)
+        identity.name: Principal(
+            identity.name,
+            place + 2,
+            bits[identity.role],
+            identity.rate,
+            identity.burst,
+            account=budgets.account(identity.name),
+            stored=budgets.store(identity.name),
+        )
         for place, identity in enumerate(access.identities)
     }
-    return Principal("anonymous", 0, 0), numbered
+    return Principal("anonymous", 0, 0, stored=budgets.store("anonymous")), numbered

@@ -117,6 +117,10 @@ _SECTIONS: Mapping[str, Mapping[str, Callable[[Any], str | None]]] = {
     },
     "limits": {
         "max_frame": _whole(1024, 1 << 28),
+        "max_principal_bytes": _whole(1 << 20, 1 << 50),
+        "max_total_bytes": _whole(1 << 20, 1 << 50),
+        "max_stored_principal_bytes": _whole(1 << 20, 1 << 50),
+        "max_stored_bytes": _whole(1 << 20, 1 << 50),
         "window": _whole(1, 1 << 24),
         "concurrency": _whole(1, 1 << 24),
         "max_queue": _whole(0, 1 << 24),

@@ -17,9 +17,10 @@ import picows
 from packetflow.elements import STANDARD, Bounds, Runtime, Toolbox
 from packetflow.endpoint import Endpoint, parse_endpoint
 from packetflow.errors import ConnectionLost
-from packetflow.gateway.access import GATEWAY_ROLE, Access, principals
+from packetflow.gateway.access import GATEWAY_ROLE, Access, Budgets, principals
 from packetflow.gateway.admin import Admin
 from packetflow.gateway.inside import Inside
+from packetflow.gateway.memory import share_of_memory
 from packetflow.gateway.peer import Peer
 from packetflow.gateway.processes import Supervisor, Template
 from packetflow.gateway.web import respond
@@ -27,6 +28,7 @@ from packetflow.handlers import HandlerRegistry
 from packetflow.logs import HandlerErrors, warn_slow
 from packetflow.model import SHORT_ELEMENTS, Packet
 from packetflow.tracing import trace_id_of
+from pfcore.budget import Budget
 from pfcore.dispatch import Dispatcher
 from pfcore.engine import Engine
 from pfcore.ledger import Ledger
@@ -60,6 +62,13 @@ class Gateway(HandlerRegistry, Toolbox):
     ``/metrics`` asks for no credentials (default: it does where links must).
     `elements`: offer the standard elements (default True), within these `Bounds`.
     `templates`: processes that ``mc:spawn`` and ``mc:scale`` may start.
+    `max_principal_bytes`: held for one principal, or one anonymous link: packets,
+    results, output that it does not read (default 128 MiB), PF429 past it;
+    `max_total_bytes`: for all of them together (default: a quarter of the machine's
+    or cgroup's memory, at most 768 MiB); when that is short, who holds most is
+    refused first. `max_stored_principal_bytes`, `max_stored_bytes`: of what
+    outlives links (streams, the cache, pools) for a principal, all anonymous links
+    being one (default 256 MiB), and in all (default as `max_total_bytes`).
     """
 
     def __init__(
@@ -75,6 +84,10 @@ class Gateway(HandlerRegistry, Toolbox):
         max_flights: int = 262_144,
         max_remembered: int = 100_000,
         max_frame: int = 1_048_576,
+        max_principal_bytes: int = 134_217_728,
+        max_total_bytes: int | None = None,
+        max_stored_principal_bytes: int = 268_435_456,
+        max_stored_bytes: int | None = None,
         max_connections: int = 10_000,
         max_per_address: int | None = None,
         heartbeat: float = 30.0,
@@ -108,6 +121,15 @@ class Gateway(HandlerRegistry, Toolbox):
             on_slow=warn_slow,
             on_error=HandlerErrors(),
         )
+        whole = share_of_memory()
+        self._budgets = Budgets(
+            max_principal_bytes,
+            Budget(whole if max_total_bytes is None else max_total_bytes),
+            max_stored_principal_bytes,
+            Budget(whole if max_stored_bytes is None else max_stored_bytes, "max_stored_bytes"),
+        )
+        self._budgets.account("a principal")  # bad settings fail here
+        self._budgets.store("a principal")
         self._switch = Switch(
             self._dispatcher,
             self._masks,
@@ -117,6 +139,8 @@ class Gateway(HandlerRegistry, Toolbox):
             max_queue=max_waiting,
             ledger=Ledger(bound=max_remembered),
             on_failure=_log_failure if log.isEnabledFor(logging.INFO) else None,
+            budget=self._budgets.held,
+            link_bytes=max_principal_bytes,
             seed=random.getrandbits(63),
             now=time.monotonic_ns(),
         )
@@ -152,7 +176,7 @@ class Gateway(HandlerRegistry, Toolbox):
         self._known: dict[str, None] = {}
         self._arrivals: list[asyncio.Future[None]] = []
         self._emptied: asyncio.Event = asyncio.Event()
-        self._anonymous, self._principals = principals(self._access)
+        self._anonymous, self._principals = principals(self._access, self._budgets)
         self.counts: dict[str, int] = {
             "accepted": 0,
             "turned_away": 0,
@@ -333,7 +357,7 @@ class Gateway(HandlerRegistry, Toolbox):
             raise ValueError("access: this address needs TLS, or principals that prove who they are")
         before = self._principals
         self._access = access
-        self._anonymous, self._principals = principals(access)
+        self._anonymous, self._principals = principals(access, self._budgets)
         for name, principal in self._principals.items():
             if name in before:  # links go on under the principal that they have
                 old = before[name]
