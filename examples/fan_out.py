@@ -1,24 +1,23 @@
-"""Fan out, fan in: a pipeline in one packet, with workers that fail for a moment now and then.
+"""Fan out, fan in: a pipeline in one packet, mapped over three workers, one of which is lost on the way.
 
 python examples/fan_out.py
 """
 
 import asyncio
-import itertools
 
-from packetflow import Gateway, Reactor, Unavailable
+from packetflow import Gateway, Reactor
 from packetflow.elements import loop, reduce, ref, seq, step, transform
 
 
 async def main() -> None:
     async with Gateway("ws://127.0.0.1:0/packetflow/v1") as gateway:
         workers = [Reactor(gateway.endpoint, name=f"worker-{n}") for n in range(3)]
-        calls = itertools.count()
+        counting = asyncio.Event()
         for worker in workers:
 
-            def count_words(line: str) -> dict[str, int]:
-                if next(calls) % 5 == 0:
-                    raise Unavailable("busy just now")
+            async def count_words(line: str) -> dict[str, int]:
+                counting.set()
+                await asyncio.sleep(0.05)
                 words = line.lower().split()
                 return {word: words.count(word) for word in words}
 
@@ -31,7 +30,7 @@ async def main() -> None:
         while len(gateway.switch.reactors_for("df:add")) < 3:
             await asyncio.sleep(0.001)
 
-        # `retry` in a step's metadata: refused for a moment (PF503), it goes to another worker
+        # `retry` in a step's metadata: when its worker is lost it goes to another, under the same id
         count = step("df", "count", ref("item"), metadata={"retry": 5})
         pipeline = seq(
             step("df", "split", ref("input")),
@@ -40,7 +39,10 @@ async def main() -> None:
             input="the quick brown fox\njumps over the lazy dog\nthe end",
         )
         async with Reactor(gateway.endpoint) as client:
-            result = await client.submit(pipeline)
+            running = client.submit(pipeline)
+            await counting.wait()
+            await workers.pop().stop(grace=0)
+            result = await running
             print(result.data["the"], "times 'the', and", len(result.data), "words")
             again = await client.submit(loop(step("df", "split", "a\nb"), times=3, collect=True))
             print(again.data)

@@ -19,6 +19,12 @@ cdef class Budget:
         readonly int64_t peak        # the most that was ever held
         readonly str key             # the setting's name, for messages
 
+# Is there room for one more, of `most` that all share, where `total` are taken and `own` of them by who asks?
+# The last eighth is for those who have few: there it is who holds less than what is still free.
+cdef inline bint shared_room(Py_ssize_t most, Py_ssize_t total, Py_ssize_t own) noexcept nogil:
+    cdef Py_ssize_t free = most - total
+    return free > 0 and (free > most >> 3 or own < free)
+
 cdef class Account:
     cdef:
         readonly object name         # str: whose, for messages and metrics
@@ -27,9 +33,14 @@ cdef class Account:
         readonly int64_t refused     # charges that were refused
         readonly str key             # the setting's name, for messages
         readonly Budget budget       # None: it has no other bound than its own
-        # -- turns at the loop, in the reader's and the dispatcher's hands
-        int64_t used                 # ns of work in the present round
-        int64_t round                # number of the round that `used` belongs to
+        # -- how many of each it has, for bounds that all share
+        Py_ssize_t flights           # packets under way in the switch
+        Py_ssize_t queued            # of them, those that wait for room at a reactor
+        Py_ssize_t jobs              # packets in the dispatcher's queues
+        Py_ssize_t waits             # packets that are with a handler which waits (the standard elements)
+        # -- turns at the loop
+        int64_t credit               # ns of work that it may still do in its turn; negative: it owes
+        object turns                 # the dispatcher's queue of its jobs, None while there is none
 
     # Is there room for `n` more bytes? Counts nothing.
     cdef inline bint room(self, int64_t n) noexcept:

@@ -6,7 +6,11 @@
 # for the WebSocket header, `end_message` writes it (and masks, on a client:
 # RFC 6455, section 5.3), `cancel_message` takes the message back. The writers
 # check nothing but capacity; growth is bounded by `limit`, past which they
-# raise BufferError, and the caller must then cancel the message.
+# cancel the message and raise BufferError.
+#
+# While a message is open nothing runs but these writers: no Python object is
+# made or let go, so no finaliser, hook or callback of a user's can write into
+# the middle of it. Values are encoded before (pfcore.writer, encode_value).
 
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy

@@ -43,9 +43,12 @@ cdef class OutputBuffer:
     cdef int grow(self, Py_ssize_t extra) except -1:
         cdef Py_ssize_t wanted = self.capacity * 2
         cdef void* data
+        cdef Py_ssize_t size = self.size
         if extra > self.limit - self.size:
+            # first the message, then the exception: making one may run a finaliser, and that may submit
+            self.cancel_message()
             raise BufferError(
-                f"output buffer: {self.size} bytes wait to be sent, {extra} more would pass the limit of {self.limit}"
+                f"output buffer: {size} bytes wait to be sent, {extra} more would pass the limit of {self.limit}"
             )
         if wanted < FIRST_CAPACITY:
             wanted = FIRST_CAPACITY
@@ -53,6 +56,7 @@ cdef class OutputBuffer:
             wanted = self.size + extra
         data = realloc(self.data, <size_t>wanted)
         if data == NULL:
+            self.cancel_message()
             raise MemoryError()
         self.data = <unsigned char*>data
         self.capacity = wanted
@@ -61,7 +65,7 @@ cdef class OutputBuffer:
     cdef int begin_message(self) except -1:
         cdef Py_ssize_t room = HEADER + 4 if self.masked else HEADER
         if self.opened >= 0:
-            raise RuntimeError("begin_message: a message is being written already")
+            raise SystemError("begin_message: a message is open")  # cannot be: nothing else runs while one is
         self.reserve(room)
         self.opened = self.size
         self.size += room

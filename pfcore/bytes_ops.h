@@ -218,48 +218,121 @@ pf_mask(unsigned char *p, size_t n, const unsigned char key[4])
         p[i] = (unsigned char)(p[i] ^ key[i & 3]);
 }
 
-/* A keyed 64-bit hash of a short byte string. The key is drawn once per
- * process, so a peer that chooses packet ids cannot aim for collisions. */
+/* SipHash-1-3 (Aumasson and Bernstein): a keyed hash made for tables that a peer
+ * fills. Multiplications and shifts under one key word are not: they have pairs
+ * that collide under half of all keys. */
+#define PF_ROTL(x, b) (((x) << (b)) | ((x) >> (64 - (b))))
+#define PF_SIPROUND(v0, v1, v2, v3)                                   \
+    do {                                                              \
+        v0 += v1; v2 += v3;                                           \
+        v1 = PF_ROTL(v1, 13) ^ v0; v3 = PF_ROTL(v3, 16) ^ v2;         \
+        v0 = PF_ROTL(v0, 32);                                         \
+        v2 += v1; v0 += v3;                                           \
+        v1 = PF_ROTL(v1, 17) ^ v2; v3 = PF_ROTL(v3, 21) ^ v0;         \
+        v2 = PF_ROTL(v2, 32);                                         \
+    } while (0)
+
+static inline uint64_t
+pf_siphash13(const unsigned char *p, size_t n, uint64_t k0, uint64_t k1)
+{
+    uint64_t v0 = k0 ^ UINT64_C(0x736F6D6570736575), v1 = k1 ^ UINT64_C(0x646F72616E646F6D);
+    uint64_t v2 = k0 ^ UINT64_C(0x6C7967656E657261), v3 = k1 ^ UINT64_C(0x7465646279746573);
+    uint64_t last = (uint64_t)n << 56, word;
+    while (n >= 8) {
+        memcpy(&word, p, 8);  /* little-endian machines only, as all that we build for */
+        v3 ^= word;
+        PF_SIPROUND(v0, v1, v2, v3);
+        v0 ^= word;
+        p += 8;
+        n -= 8;
+    }
+    word = 0;
+    if (n)
+        memcpy(&word, p, n);
+    last |= word;
+    v3 ^= last;
+    PF_SIPROUND(v0, v1, v2, v3);
+    v0 ^= last;
+    v2 ^= 0xFF;
+    PF_SIPROUND(v0, v1, v2, v3);
+    PF_SIPROUND(v0, v1, v2, v3);
+    PF_SIPROUND(v0, v1, v2, v3);
+    return v0 ^ v1 ^ v2 ^ v3;
+}
+
+/* The hash of every table here. `key` is drawn once per process, with a small
+ * number added to tell tables apart. */
 static inline uint64_t
 pf_hash(const unsigned char *p, size_t n, uint64_t key)
 {
-    uint64_t h = key ^ (n * UINT64_C(0x9E3779B97F4A7C15)), v;
+    return pf_siphash13(p, n, key, PF_ROTL(key, 32) * UINT64_C(0x9E3779B97F4A7C15) + 1);
+}
+
+/* One step of a multiplicative mix; for fingerprints only. */
+static inline uint64_t
+pf_mix(uint64_t h, uint64_t v)
+{
+    h = (h ^ v) * UINT64_C(0xFF51AFD7ED558CCD);
+    return h ^ (h >> 32);
+}
+
+/* Are two payloads of one id of one principal the same? Four lanes at a time, for a
+ * multiplication takes longer than the processor needs to start three more. Whoever
+ * makes two that collide deceives nobody but himself: it is no table's hash. */
+static inline uint64_t
+pf_fingerprint(const unsigned char *p, size_t n, uint64_t key)
+{
+    uint64_t lanes[4] = {key, key ^ UINT64_C(0x9E3779B97F4A7C15), ~key, key ^ UINT64_C(0xD6E8FEB86659FD93)};
+    uint64_t v[4], h = key ^ (n * UINT64_C(0x9E3779B97F4A7C15));
+    int i;
+    while (n >= 32) {
+        memcpy(v, p, 32);
+        for (i = 0; i < 4; i++)
+            lanes[i] = pf_mix(lanes[i], v[i]);
+        p += 32;
+        n -= 32;
+    }
+    for (i = 0; i < 4; i++)
+        h = pf_mix(h, lanes[i]);
     while (n >= 8) {
-        memcpy(&v, p, 8);
-        h = (h ^ v) * UINT64_C(0xFF51AFD7ED558CCD);
-        h ^= h >> 32;
+        memcpy(v, p, 8);
+        h = pf_mix(h, v[0]);
         p += 8;
         n -= 8;
     }
     if (n) {
-        v = 0;
-        memcpy(&v, p, n);
-        h = (h ^ v) * UINT64_C(0xFF51AFD7ED558CCD);
-        h ^= h >> 32;
+        v[0] = 0;
+        memcpy(v, p, n);
+        h = pf_mix(h, v[0]);
     }
     h *= UINT64_C(0xC4CEB9FE1A85EC53);
     return h ^ (h >> 29);
 }
 
-/* As pf_hash, for longer strings: four lanes at a time, for a multiplication takes
- * longer than the processor needs to start three more. */
-static inline uint64_t
-pf_fingerprint(const unsigned char *p, size_t n, uint64_t key)
+/* How many values a JSON text may hold: its commas and openers, in strings or not.
+ * An upper bound of the Python objects that decoding it makes. */
+static inline ptrdiff_t
+pf_count_values(const unsigned char *p, const unsigned char *end)
 {
-    uint64_t lanes[4] = {key, key ^ UINT64_C(0x9E3779B97F4A7C15), ~key, key ^ UINT64_C(0xD6E8FEB86659FD93)};
-    uint64_t v[4];
-    size_t length = n;
-    int i;
-    while (n >= 32) {
-        memcpy(v, p, 32);
-        for (i = 0; i < 4; i++) {
-            lanes[i] = (lanes[i] ^ v[i]) * UINT64_C(0xFF51AFD7ED558CCD);
-            lanes[i] ^= lanes[i] >> 32;
+    ptrdiff_t found = 1;
+#ifdef PF_SSE2
+    const __m128i comma = _mm_set1_epi8(','), opener = _mm_set1_epi8(0x7B), bit = _mm_set1_epi8(0x20);
+    while (end - p >= 16) {
+        __m128i sums = _mm_setzero_si128(), bytes;
+        int rounds = 0;
+        while (end - p >= 16 && rounds++ < 255) {
+            __m128i v = _mm_loadu_si128((const __m128i *)(const void *)p);
+            __m128i hit = _mm_or_si128(_mm_cmpeq_epi8(v, comma), _mm_cmpeq_epi8(_mm_or_si128(v, bit), opener));
+            sums = _mm_sub_epi8(sums, hit);
+            p += 16;
         }
-        p += 32;
-        n -= 32;
+        bytes = _mm_sad_epu8(sums, _mm_setzero_si128());
+        found += _mm_cvtsi128_si32(bytes) + _mm_cvtsi128_si32(_mm_srli_si128(bytes, 8));
     }
-    return pf_hash(p, n, pf_hash((const unsigned char *)lanes, sizeof lanes, key ^ length));
+#endif
+    for (; p < end; p++)
+        found += *p == ',' || (*p | 0x20) == 0x7B;
+    return found;
 }
 
 #endif

@@ -28,6 +28,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from pfcore.budget cimport Account
 from pfcore.engine cimport Acceptor, Engine
 from pfcore.keys cimport KeyTable, Keyed
 from pfcore.packets cimport Packet
@@ -71,7 +72,9 @@ cdef class Job:
         uint8_t priority
         Worker worker                # while running
         object flight                # the switch's side of it, None
-        Py_ssize_t cost              # bytes of the queue's bound that it takes
+        Py_ssize_t cost              # bytes that it is charged with, 0: none
+        Account account              # who pays them, None
+        bint suspended               # the handler has begun and is counted in `running` or `waiting`
 
 cdef class Worker:
     cdef:
@@ -92,6 +95,12 @@ cdef class Worker:
     cdef int go_on(self, Job job, object inner, object first) except -1
     cdef int retire(self) except -1
 
+# The jobs of one account whose handlers are free; it stands in `turns` while it has any.
+cdef class Turn:
+    cdef:
+        Account account              # None: of packets that nobody pays for
+        PriorityHeap queue
+
 cdef class Dispatcher(Acceptor):
     cdef:
         object loop
@@ -106,7 +115,10 @@ cdef class Dispatcher(Acceptor):
         readonly bint draining
         readonly bint expose_errors
         PriorityHeap queue
-        PriorityHeap free_queue      # of jobs whose handlers are free
+        object turns                 # deque of _Turn: accounts that have jobs whose handlers are free
+        Turn unpaid                  # of packets that nobody pays for, None
+        dict suspended_jobs          # Job -> None: those whose handlers have begun and not ended
+        int64_t free_used            # ns that free handlers have had in this iteration of the loop
         dict lanes                   # key -> Lane, while anyone is in it
         readonly Py_ssize_t queued_jobs  # in both queues and in all lanes
         object caller                # of the packet that is accepted just now: a Member, or a Principal
@@ -116,6 +128,7 @@ cdef class Dispatcher(Acceptor):
         KeyTable handlers
         Worker spare                 # the worker that the next handler is driven under
         bint active                  # the spare worker's task and context are the present ones
+        bint inside                  # a handler's first step is running: they stay so until it ends
         list parked                  # workers that wait for work
         bint scheduled               # `run_queue` was handed to call_soon
         int64_t slice_ends           # ns; inline handlers stop there and the rest queues
@@ -132,13 +145,20 @@ cdef class Dispatcher(Acceptor):
     cdef int _run_simulated(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id,
                             Py_ssize_t n, object data, Packet packet, int64_t now) except -1
     cdef int _run(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
-                  object data, Packet packet, int64_t deadline, Job job, int64_t now) except -1
+                  object data, Packet packet, int64_t deadline, Job job, Py_ssize_t cost, int64_t now) except -1
     cdef int _enqueue(self, Engine engine, FrameReader reader, Handler handler, object data, Packet packet,
                       int64_t now) except -1
     cdef int _answer(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
                      Job job, object value, int64_t started) except -1
     cdef int _answer_error(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id,
                            Py_ssize_t n, Job job, object error, int64_t started) except -1
+    cdef bint _refuse_full(self, Engine engine, FrameReader reader, Py_ssize_t cost) except -1
+    cdef int _charge(self, Job job, Engine engine, Py_ssize_t cost) except -1
+    cdef int _settle(self, Job job) except -1
+    cdef int _put_free(self, Job job) except -1
+    cdef bint _inside_task(self) except -1
+    cdef int _run_turns(self, int64_t now, int64_t end) except -1
+    cdef int _run_job(self, Job job, int64_t now) except -1
     cdef Worker _take_worker(self)
     cdef int _tell_error(self, Engine engine, Handler handler, const unsigned char* packet_id, Py_ssize_t n,
                          Job job, object error) except -1

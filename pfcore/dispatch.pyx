@@ -2,17 +2,19 @@
 
 import asyncio
 import sys
+from collections import deque
 
 cimport cython
 from cpython.object cimport PyObject, Py_EQ, PyObject_RichCompareBool
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
+from pfcore.budget cimport Account, shared_room
 from pfcore.engine cimport Acceptor, Engine
 from pfcore.packets cimport Packet, new_packet
-from pfcore.reader cimport F_DATA, F_METADATA, FrameReader, decode_span, find_key, group_code, text_to_str
+from pfcore.keys cimport concurrency_key
+from pfcore.reader cimport F_DATA, MAX_CODE, FrameReader, decode_span, group_code, text_to_str
 from pfcore.heap cimport HeapEntry, PriorityHeap
-from pfcore.ids cimport hash_key
 from pfcore.reply cimport done_future
 from pfcore.scan cimport Kind, Span
 
@@ -21,7 +23,7 @@ import msgspec
 from pfcore.errors import PacketFlowError
 
 cdef extern from "bytes_ops.h" nogil:
-    uint64_t pf_hash(const unsigned char* p, size_t n, uint64_t key) noexcept
+    Py_ssize_t pf_count_values(const unsigned char* p, const unsigned char* end) noexcept
 
 cdef extern from "clock.h" nogil:
     int64_t pf_monotonic_ns() noexcept
@@ -85,6 +87,11 @@ cdef enum:
     DEFAULT_TIMEOUT_MS = 29500
     # how long handlers may run inside one read before the rest takes turns with other work
     SLICE = 5000000
+    # ... and how long free ones (the standard elements) may in one iteration of the loop, over all links
+    FREE_SLICE = 1000000
+    FREE_TURN = 200000           # ns that one account has before it is another's turn
+    JOB_BYTES = 2048             # what a packet that waits or is suspended takes, besides its data
+    VALUE_BYTES = 56             # what each value in its data may take as a Python object
     SLOW = 100000000             # a handler that keeps the loop this long is worth a warning
     SPARE_WORKERS = 1024
     GROUP_DF = 1
@@ -102,6 +109,10 @@ cdef object _leave_task = asyncio.tasks._leave_task
 # writing it costs a fifth of the two calls above. From 3.14 on there are only the calls.
 cdef dict _current_tasks = getattr(asyncio.tasks, "_current_tasks", None) if sys.version_info < (3, 14) else None
 cdef object _ValidationError = msgspec.ValidationError
+# what ends the process; anything else that a handler raises is its packet's failure
+cdef tuple _PASSED_ON = (SystemExit, KeyboardInterrupt)
+# codes that say: it never began, send it again
+cdef tuple _REFUSALS = ("PF429", "PF503")
 
 
 @cython.final
@@ -151,6 +162,20 @@ cdef class Job:
 
 
 @cython.final
+cdef class Turn:
+    pass
+
+
+cdef inline Py_ssize_t cost_of(FrameReader reader) noexcept:
+    """Bytes that a packet takes while it waits: an upper bound, its data decoded."""
+    cdef Span* data = &reader.fields[<int>F_DATA]
+    if reader._length <= 256:
+        return JOB_BYTES + 8 * reader._length
+    return JOB_BYTES + reader._length + VALUE_BYTES * (
+        pf_count_values(data.p, data.p + data.n) if data.kind >= Kind.ARRAY else 1)
+
+
+@cython.final
 cdef class Worker:
     """A coroutine, for its task, and the future that the task waits on while it is parked."""
 
@@ -181,8 +206,8 @@ cdef class Worker:
             return first
         began = pf_monotonic_ns()
         status = PyIter_Send(<PyObject*>self.inner, <PyObject*>value, &out)
-        if pf_monotonic_ns() - began > SLOW and self.job is not None and self.dispatcher.on_slow is not None:
-            self.dispatcher.on_slow(self.job.handler.key, (pf_monotonic_ns() - began) // MILLISECOND)
+        if pf_monotonic_ns() - began > SLOW and self.job is not None:
+            self.dispatcher._tell_slow(self.job.handler, pf_monotonic_ns() - began)
         if status == PYGEN_NEXT:
             return pf_steal(out)
         if status == PYGEN_RETURN:
@@ -222,14 +247,21 @@ cdef class Worker:
         self.job = None
         if job is not None:
             job.worker = None
-            if error is None:
-                dispatcher._answer(job.engine, job.handler, job.seq, NULL, 0, job, value, job.started)
-            else:
-                dispatcher._answer_error(job.engine, job.handler, job.seq, NULL, 0, job, error, job.started)
-            dispatcher._job_done(job)
+            try:
+                # counts and lanes first: what an answer may set off finds them right
+                dispatcher._job_done(job)
+                if error is None:
+                    dispatcher._answer(job.engine, job.handler, job.seq, NULL, 0, job, value, job.started)
+                else:
+                    dispatcher._answer_error(job.engine, job.handler, job.seq, NULL, 0, job, error, job.started)
+            except Exception as failure:
+                dispatcher._report(job.handler, failure)
+            finally:
+                dispatcher._settle(job)
+                dispatcher._check_idle()
             job = None
         value = None
-        if error is not None and not isinstance(error, Exception):
+        if isinstance(error, _PASSED_ON) or isinstance(error, _CancelledError):
             # CancelledError ends the task as cancelled; an interrupt goes on to the loop
             self.retired = True
             raise error
@@ -352,10 +384,11 @@ cdef class Dispatcher(Acceptor):
         self.on_slow = on_slow
         self.on_error = on_error
         self.queue = PriorityHeap()
-        self.free_queue = PriorityHeap()
+        self.turns = deque()
         self.lanes = {}
         self.handlers = KeyTable()
         self.parked = []
+        self.suspended_jobs = {}
 
     def tune(self, *, concurrency=None, max_queue=None):
         """Other limits from now on; ValueError for what cannot be, and then nothing changes."""
@@ -465,47 +498,58 @@ cdef class Dispatcher(Acceptor):
         except RecursionError:
             return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF400",
                                         "data: nested too deep", None, 0)
+        except Exception as error:
+            # a type's own code, a __post_init__ perhaps: this packet's failure, and no other's
+            return self._answer_error(engine, handler, reader.seq, reader.id.p, reader.id.n, None, error, now)
+        if engine.inbound.count > 0 and engine.inbound.find_id(reader.id.p, reader.id.n) >= 0:
+            return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF409",
+                                        "a packet with this id is already in flight", None, 0)
         self.lane = None
         self.lane_limit = 0
         if self.loop is not None:
             if handler.free:
-                if self.waiting >= self.max_waiting:
+                if not shared_room(self.max_waiting, self.waiting, engine.account.waits if engine.account is not None
+                                   else 0):
                     return engine.respond_error(
                         reader.seq, reader.id.p, reader.id.n, "PF429",
-                        f"{self.waiting} packets wait here already, the most that may", {"retry_after_ms": 100}, 0)
-                if engine.now >= self.slice_ends:
+                        f"{self.waiting} packets wait here already, the most that may is {self.max_waiting}",
+                        {"retry_after_ms": 100}, 0)
+                if self.turns or self.free_used >= FREE_SLICE or engine.now >= self.slice_ends or self._inside_task():
                     return self._enqueue(engine, reader, handler, data, packet, now)
             elif handler.group == GROUP_ED and handler.limit == 0:
-                # at once; but even events have a bound
-                if self.running >= self.concurrency + self.max_queue:
+                # at once; but even events have a bound, and not inside somebody's task
+                if self.running >= self.concurrency + self.max_queue or self._inside_task():
                     return self._enqueue(engine, reader, handler, data, packet, now)
             else:
                 self._find_lane(handler, reader)
-                if (self.running >= self.concurrency or self.queue.size > 0 or engine.now >= self.slice_ends
-                        or self.lane is not None and self.lane.busy >= self.lane.limit):
+                if (self.running >= self.concurrency or self.queue.live() > 0 or engine.now >= self.slice_ends
+                        or self.lane is not None and self.lane.busy >= self.lane.limit or self._inside_task()):
                     return self._enqueue(engine, reader, handler, data, packet, now)
-        if engine.inbound.count > 0 and engine.inbound.find_id(reader.id.p, reader.id.n) >= 0:
-            return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF409",
-                                        "a packet with this id is already in flight", None, 0)
+        if engine.account is not None and not engine.account.room(JOB_BYTES):
+            return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF429",
+                                        engine.account.refusal(JOB_BYTES), {"retry_after_ms": 100}, 0)
         return self._run(engine, handler, reader.seq, reader.id.p, reader.id.n, data, packet,
                          now + (reader.timeout_ms if reader.timeout_ms > 0 else DEFAULT_TIMEOUT_MS) * MILLISECOND,
-                         None, now)
+                         None, cost_of(reader) if engine.account is not None else 0, now)
+
+    cdef bint _inside_task(self) except -1:
+        """Is the code of some other task running just now? A handler must not become part of it."""
+        if self.active:
+            return self.inside  # somebody's code has come back here from within a handler
+        if _current_tasks is not None:
+            return _current_tasks.get(self.loop) is not None
+        return asyncio.current_task(self.loop) is not None
 
     cdef int _find_lane(self, Handler handler, FrameReader reader) except -1:
         """Sets `lane_limit` and `lane_key`, and `lane` where someone is in it already."""
-        cdef Span span
-        cdef bint keyed
         self.lane_key = handler.hash
         if handler.limit > 0:
             self.lane_limit = handler.limit
         elif handler.free or handler.group == GROUP_DF or handler.group == GROUP_CO or handler.group == GROUP_ED:
             return 0
         else:
-            keyed = handler.group != GROUP_MC and find_key(&reader.fields[<int>F_METADATA], b"key", 3, &span)
-            if not keyed and handler.group == GROUP_RM:
-                keyed = find_key(&reader.fields[<int>F_DATA], b"key", 3, &span)
-            if keyed and span.kind != Kind.NULL_:
-                self.lane_key = pf_hash(span.p, <size_t>span.n, hash_key() + <uint64_t>handler.group)
+            if handler.group != GROUP_MC and concurrency_key(reader, handler.group == GROUP_RM, &self.lane_key):
+                self.lane_key += <uint64_t>handler.group
             elif handler.group == GROUP_RM:
                 return 0
             else:
@@ -545,13 +589,9 @@ cdef class Dispatcher(Acceptor):
     cdef int _enqueue(self, Engine engine, FrameReader reader, Handler handler, object data, Packet packet,
                       int64_t now) except -1:
         cdef Job job
-        cdef Py_ssize_t cost = reader._length + 512
-        if self.queued_jobs >= self.max_queue or cost > self.max_queue_bytes - self.queue_bytes \
-                or engine.inbound.count >= engine.window:
-            return engine.respond_error(
-                reader.seq, reader.id.p, reader.id.n, "PF429",
-                f"{self.queued_jobs} packets wait already, the most that may is {self.max_queue}"
-                f" (this connection: {engine.inbound.count} of {engine.window})", {"retry_after_ms": 100}, 0)
+        cdef Py_ssize_t cost = cost_of(reader)
+        if self._refuse_full(engine, reader, cost):
+            return 0
         job = Job.__new__(Job)
         job.engine = engine
         job.handler = handler
@@ -559,15 +599,22 @@ cdef class Dispatcher(Acceptor):
         job.data = data
         job.packet = packet
         job.caller = self.caller if handler.wants_caller else None
-        job.cost = cost
+        job.priority = reader.priority
         job.number = engine.keep(
             job, reader.id.p, reader.id.n,
             now + (reader.timeout_ms if reader.timeout_ms > 0 else DEFAULT_TIMEOUT_MS) * MILLISECOND)
         if job.number == 0:
             return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF409",
                                         "a packet with this id is already in flight", None, 0)
-        job.priority = reader.priority
-        job.home = self.free_queue if handler.free else self.queue
+        self._charge(job, engine, cost)
+        self.queue_bytes += cost
+        self.queued_jobs += 1
+        if job.account is not None:
+            job.account.jobs += 1
+        if handler.free:
+            self._put_free(job)
+            return self._schedule()
+        job.home = self.queue
         if self.lane_limit > 0:
             job.lane = self._enter_lane()
             if job.lane.busy >= job.lane.limit:
@@ -575,43 +622,130 @@ cdef class Dispatcher(Acceptor):
             else:
                 job.lane.busy += 1
         job.entry = job.home.push(job, job.priority)
-        self.queued_jobs += 1
-        self.queue_bytes += cost
         return self._schedule()
+
+    cdef bint _refuse_full(self, Engine engine, FrameReader reader, Py_ssize_t cost) except -1:
+        """Is there no room for one more in the queue? Then it was refused."""
+        cdef Account account = engine.account
+        if not shared_room(self.max_queue, self.queued_jobs, account.jobs if account is not None else 0) \
+                or cost > self.max_queue_bytes - self.queue_bytes or engine.inbound.count >= engine.window:
+            message = (f"{self.queued_jobs} packets wait already, the most that may is {self.max_queue}"
+                       f" (this connection: {engine.inbound.count} of {engine.window})")
+        elif account is not None and not account.room(cost):
+            account.refused += 1
+            message = account.refusal(cost)
+        else:
+            return False
+        engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF429", message, {"retry_after_ms": 100}, 0)
+        return True
+
+    cdef int _charge(self, Job job, Engine engine, Py_ssize_t cost) except -1:
+        job.cost = cost
+        job.account = engine.account
+        if job.account is not None:
+            job.account.settle(cost)
+        return 0
+
+    cdef int _settle(self, Job job) except -1:
+        """It is over, or nobody waits for it: what it was charged with is given back."""
+        if job.account is not None:
+            job.account.settle(-job.cost)
+            job.account = None
+        return 0
+
+    cdef int _put_free(self, Job job) except -1:
+        cdef Account account = job.account
+        cdef Turn turn = <Turn>(account.turns if account is not None else self.unpaid)
+        if turn is None:
+            turn = Turn.__new__(Turn)
+            turn.account = account
+            turn.queue = PriorityHeap()
+            if account is not None:
+                account.turns = turn
+            else:
+                self.unpaid = turn
+            self.turns.append(turn)
+        job.home = turn.queue
+        job.entry = turn.queue.push(job, job.priority)
+        return 0
 
     cdef int _schedule(self) except -1:
         """Queued jobs get a turn in the loop's next iteration, if there is room for one."""
-        if not self.scheduled and (len(self.free_queue) > 0
-                                   or (self.running < self.concurrency and len(self.queue) > 0)):
+        if not self.scheduled and (self.turns or self.free_used > 0
+                                   or (self.running < self.concurrency and self.queue.live() > 0)):
             self.scheduled = True
             self.loop.call_soon(self.run_queue)
         return 0
 
     def run_queue(self):
-        """Starts queued jobs, the most urgent first, for one slice of time."""
-        cdef Job job
-        cdef Engine engine
+        """Starts queued jobs for one slice of time: free ones by turns of their accounts, the others by urgency."""
         cdef int64_t now = pf_monotonic_ns()
-        cdef int64_t end = now + SLICE
+        cdef int64_t end = now + FREE_SLICE
         self.scheduled = False
-        while now < end:
-            if len(self.free_queue) > 0:
-                job = <Job>self.free_queue.pop()
-            elif self.running < self.concurrency and len(self.queue) > 0:
-                job = <Job>self.queue.pop()
+        self.free_used = 0
+        try:
+            self._run_turns(now, end)
+            end = pf_monotonic_ns() + SLICE
+            while now < end and self.running < self.concurrency and self.queue.live() > 0:
+                self._run_job(<Job>self.queue.pop(), now)
+                now = pf_monotonic_ns()
+        finally:
+            self.deactivate()
+            self._schedule()
+            self._check_idle()
+
+    cdef int _run_turns(self, int64_t now, int64_t end) except -1:
+        cdef Turn turn
+        cdef Account account
+        cdef int64_t began
+        while self.turns and now < end:
+            turn = <Turn>self.turns.popleft()
+            account = turn.account
+            if turn.queue.live() == 0:  # all of them were dropped
+                self._end_turn(turn)
+                continue
+            if account is not None:
+                account.credit = min(account.credit + FREE_TURN, FREE_TURN)
+            began = now
+            while turn.queue.live() > 0 and now < end and (
+                    account.credit > now - began if account is not None else now - began < FREE_TURN):
+                self._run_job(<Job>turn.queue.pop(), now)
+                now = pf_monotonic_ns()
+            if account is not None:
+                account.credit -= now - began
+            if turn.queue.live() > 0:
+                self.turns.append(turn)
             else:
-                break
-            job.entry = None
-            job.home = None
-            self.queued_jobs -= 1
-            self.queue_bytes -= job.cost
-            engine = job.engine
-            self.lane_limit = 0
-            self._run(engine, job.handler, job.seq, NULL, 0, job.data, job.packet, 0, job, now)
-            now = pf_monotonic_ns()
-        self.deactivate()
-        self._schedule()
-        self._check_idle()
+                self._end_turn(turn)
+        return 0
+
+    def _end_turn(self, Turn turn):
+        if turn.account is not None:
+            turn.account.turns = None
+            turn.account.credit = min(turn.account.credit, 0)
+        else:
+            self.unpaid = None
+
+    cdef int _run_job(self, Job job, int64_t now) except -1:
+        """A job that was just taken out of its queue."""
+        cdef object data = job.data
+        cdef Packet packet = job.packet
+        job.entry = None
+        job.home = None
+        job.data = None
+        job.packet = None
+        self.queued_jobs -= 1
+        self.queue_bytes -= job.cost
+        if job.account is not None:
+            job.account.jobs -= 1
+        self.lane_limit = 0
+        try:
+            self._run(job.engine, job.handler, job.seq, NULL, 0, data, packet, 0, job, job.cost, now)
+        except _PASSED_ON:
+            raise
+        except Exception as error:
+            self._report(job.handler, error)
+        return 0
 
     # -- running
 
@@ -630,7 +764,7 @@ cdef class Dispatcher(Acceptor):
         return worker
 
     cdef int _run(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
-                  object data, Packet packet, int64_t deadline, Job job, int64_t now) except -1:
+                  object data, Packet packet, int64_t deadline, Job job, Py_ssize_t cost, int64_t now) except -1:
         """Calls the handler and answers, or leaves it with a worker. `job` is None when called inline."""
         cdef Worker worker = self.spare
         cdef object value = None
@@ -650,6 +784,7 @@ cdef class Dispatcher(Acceptor):
             self._activate(worker)
         task = worker.task
         references = Py_REFCNT(<PyObject*>task)
+        self.inside = True
         try:
             if handler.wants_caller:
                 value = handler.function(data, packet, self.caller if job is None else job.caller)
@@ -668,6 +803,7 @@ cdef class Dispatcher(Acceptor):
                     suspended = status == PYGEN_NEXT
         except BaseException as raised:
             error = raised
+        self.inside = False
         if suspended:
             self.deactivate()
             self.spare = None
@@ -677,38 +813,68 @@ cdef class Dispatcher(Acceptor):
                 job.handler = handler
                 job.seq = seq
                 job.number = engine.keep(job, packet_id, n, deadline)
+                self._charge(job, engine, cost)
             if self.lane_limit > 0:
                 job.lane = self._enter_lane()
                 job.lane.busy += 1
                 self.lane_limit = 0
-            if self.on_slow is not None and pf_monotonic_ns() - now > SLOW:
-                self.on_slow(handler.key, (pf_monotonic_ns() - now) // MILLISECOND)
             job.started = now
-            job.data = None
-            job.packet = None
             job.caller = None
+            job.suspended = True
+            self.suspended_jobs[job] = None
             if handler.free:
                 self.waiting += 1
+                if job.account is not None:
+                    job.account.waits += 1
+                self._used_free(now)
             else:
                 self.running += 1
             worker.go_on(job, inner, value)
+            if self.on_slow is not None and pf_monotonic_ns() - now > SLOW:
+                self._tell_slow(handler, pf_monotonic_ns() - now)
             return 0
         inner = None
-        if Py_REFCNT(<PyObject*>task) > references or not PyObject_RichCompareBool(worker.context, self.base, Py_EQ):
-            # someone kept the task, or set a context variable: not for the next handler
+        if handler.free:
+            self._used_free(now)
+        # someone kept the task, cancelled it, or set a context variable: not for the next handler. A parked
+        # worker is told when its task is cancelled; one whose task has not run yet has to be asked.
+        if (Py_REFCNT(<PyObject*>task) > references or worker.retired
+                or (worker.wakeup is None and task.cancelling())
+                or not PyObject_RichCompareBool(worker.context, self.base, Py_EQ)):
             self.deactivate()
             self.spare = None
             worker.retire()
         if job is not None:
             self._leave_lane(job)
-        if error is None:
-            self._answer(engine, handler, seq, packet_id, n, job, value, now)
-        else:
-            self._answer_error(engine, handler, seq, packet_id, n, job, error, now)
-            if not isinstance(error, Exception) and not isinstance(error, _CancelledError):
-                self.deactivate()
-                raise error
+        try:
+            if error is None:
+                self._answer(engine, handler, seq, packet_id, n, job, value, now)
+            else:
+                self._answer_error(engine, handler, seq, packet_id, n, job, error, now)
+        finally:
+            if job is not None:
+                self._settle(job)
+        if error is not None and isinstance(error, _PASSED_ON):
+            self.deactivate()
+            raise error
         return 0
+
+    def _used_free(self, int64_t began):
+        """A free handler has had its time; from a bound on the others wait for the loop's next iteration."""
+        self.free_used += pf_monotonic_ns() - began
+        self._schedule()
+
+    def _tell_slow(self, Handler handler, int64_t took):
+        if self.on_slow is not None:
+            try:
+                self.on_slow(handler.key, took // MILLISECOND)
+            except Exception as error:
+                self._report(handler, error)
+
+    def _report(self, Handler handler, error):
+        """What should not have raised did: said once, and nothing else suffers."""
+        self.loop.call_exception_handler(
+            {"message": f"packetflow: handling {handler.key} failed", "exception": error})
 
     cdef int _run_simulated(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id,
                             Py_ssize_t n, object data, Packet packet, int64_t now) except -1:
@@ -737,7 +903,7 @@ cdef class Dispatcher(Acceptor):
         return 0
 
     cdef int deactivate(self) except -1:
-        if self.active:
+        if self.active and not self.inside:
             self.active = False
             if _current_tasks is None:
                 _leave_task(self.loop, self.spare.task)
@@ -751,17 +917,23 @@ cdef class Dispatcher(Acceptor):
         cdef int64_t now = pf_monotonic_ns()
         cdef int64_t took = now - started
         if took > SLOW and job is None and self.on_slow is not None:
-            self.on_slow(handler.key, took // MILLISECOND)
+            self._tell_slow(handler, took)
         if handler.check is not None and type(value) is not handler.returns:
             try:
                 value = handler.check(value)
-            except Exception as error:
+            except _PASSED_ON:
+                raise
+            except BaseException as error:
                 return self._answer_error(engine, handler, seq, packet_id, n, job, error, started)
         self.completed += 1
         engine.now = now
-        if job is None:
-            return engine.respond(seq, packet_id, n, value, took // MILLISECOND)
-        engine.finish(job.number, seq, value, took // MILLISECOND)
+        engine.ran = True
+        try:
+            if job is None:
+                return engine.respond(seq, packet_id, n, value, took // MILLISECOND)
+            engine.finish(job.number, seq, value, took // MILLISECOND)
+        finally:
+            engine.ran = False
         return 0
 
     cdef int _answer_error(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id,
@@ -769,30 +941,34 @@ cdef class Dispatcher(Acceptor):
         cdef int64_t now = pf_monotonic_ns()
         cdef int64_t took = (now - started) // MILLISECOND
         cdef str code = "PF500"
-        cdef object details = None
+        cdef object message, details = None
         self.failed += 1
         engine.now = now
         if isinstance(error, PacketFlowError):
-            # a handler may answer with any code of the protocol
-            code = error.code
-            message = error.message
-            details = error.details
+            # a handler may answer with any code of the protocol, but for those that say that it never began
+            code, message, details = _told_by(error)
+            if code in _REFUSALS and not handler.free:
+                details = {**(details or {}), "code": code}
+                code = "PF500"
         elif isinstance(error, _CancelledError):
             message = "the handler was cancelled"
-        elif self.expose_errors:
-            if self.on_error is not None:
-                self._tell_error(engine, handler, packet_id, n, job, error)
-            try:
-                message = str(error) or type(error).__name__
-            except Exception:
-                message = type(error).__name__
         else:
             if self.on_error is not None:
                 self._tell_error(engine, handler, packet_id, n, job, error)
-            message = "the handler failed"
-        if job is None:
-            return engine.respond_error(seq, packet_id, n, code, message, details, took)
-        engine.finish_error(job.number, seq, code, message, details, took)
+            if self.expose_errors:
+                try:
+                    message = str(error) or type(error).__name__
+                except Exception:
+                    message = type(error).__name__
+            else:
+                message = "the handler failed"
+        engine.ran = not handler.free
+        try:
+            if job is None:
+                return engine.respond_error(seq, packet_id, n, code, message, details, took)
+            engine.finish_error(job.number, seq, code, message, details, took)
+        finally:
+            engine.ran = False
         return 0
 
     cdef int _tell_error(self, Engine engine, Handler handler, const unsigned char* packet_id, Py_ssize_t n,
@@ -804,18 +980,25 @@ cdef class Dispatcher(Acceptor):
                 return 0  # nobody waits for it any more
             packet_id = engine.inbound.id_of(slot)
             n = engine.inbound.entries[slot].id_length
-        self.on_error(handler.key, text_to_str(packet_id, n, False), error)
+        try:
+            self.on_error(handler.key, text_to_str(packet_id, n, False), error)
+        except Exception as failure:
+            self._report(handler, failure)
         return 0
 
     cdef int _job_done(self, Job job) except -1:
         """A handler that had suspended has ended."""
-        if job.handler.free:
-            self.waiting -= 1
-        else:
-            self.running -= 1
-        self._leave_lane(job)
-        self._schedule()
-        return self._check_idle()
+        if job.suspended:
+            job.suspended = False
+            self.suspended_jobs.pop(job, None)
+            if job.handler.free:
+                self.waiting -= 1
+                if job.account is not None:
+                    job.account.waits -= 1
+            else:
+                self.running -= 1
+            self._leave_lane(job)
+        return self._schedule()
 
     cdef int _check_idle(self) except -1:
         if (self.idle is not None and self.running == 0 and self.waiting == 0 and self.queued_jobs == 0
@@ -826,16 +1009,55 @@ cdef class Dispatcher(Acceptor):
     cdef int drop(self, Engine engine, object job, int why) except -1:
         """Nobody waits for this job's answer any more: it need not start, or is cancelled."""
         cdef Job dropped = <Job>job
+        cdef object data, packet  # let go of when this returns
         if dropped.entry is not None:
+            data, packet = dropped.data, dropped.packet
             dropped.home.remove(<HeapEntry>dropped.entry)
             self.queue_bytes -= dropped.cost
             self.queued_jobs -= 1
+            if dropped.account is not None:
+                dropped.account.jobs -= 1
             dropped.entry = None
             if dropped.home is self.queue:
                 self._leave_lane(dropped)  # it had its place there
+            dropped.lane = None
             dropped.home = None
+            dropped.data = None
+            dropped.packet = None
+            dropped.caller = None
+            self._settle(dropped)
             self._schedule()
             return self._check_idle()
         if dropped.worker is not None:
             dropped.worker.task.cancel()
         return 0
+
+    def end_all(self, str message not None):
+        """Ends what a drain has left: PF503 for what has not begun, which may be sent again, PF502 for the rest."""
+        cdef Job job
+        cdef list waiting = []
+        for heap in [self.queue, *[(<Turn>turn).queue for turn in self.turns], *[
+                (<Lane>lane).queue for lane in self.lanes.values()]]:
+            while (<PriorityHeap>heap).live() > 0:
+                job = <Job>(<PriorityHeap>heap).peek()
+                self.drop(job.engine, job, 0)
+                waiting.append(job)
+        for job in waiting:
+            job.engine.finish_error(job.number, job.seq, "PF503", message, None, 0)
+        for job in list(self.suspended_jobs):
+            job.engine.finish_error(job.number, job.seq, "PF502", f"{message}: the packet had begun", None, 0)
+            if job.worker is not None:
+                job.worker.task.cancel()
+
+
+cdef tuple _told_by(object error):
+    """``(code, message, details)`` of a `PacketFlowError`, whatever somebody has put there."""
+    try:
+        code, message, details = error.code, error.message, error.details
+        if type(code) is not str or not 0 < len(code) <= MAX_CODE:
+            code = "PF500"
+        if not isinstance(message, str):
+            message = str(message)
+        return code, message, details if isinstance(details, dict) else None
+    except Exception as failure:
+        return "PF500", f"{type(error).__name__}, which cannot be read: {type(failure).__name__}", None

@@ -21,6 +21,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t
 
+from pfcore.budget cimport Account
 from pfcore.buffers cimport OutputBuffer
 from pfcore.reader cimport FrameReader
 from pfcore.heap cimport PriorityHeap
@@ -102,8 +103,12 @@ cdef class Engine(Canceller):
         object wake                  # callable(): output or timers have changed outside a batch; or None
         object flush_now             # callable(): write what is ready; None without a connection
         readonly object member                # the switch's side of this link, None where nothing is handed on
+        Account account              # who pays for what this peer causes; None: nobody counts (a reactor's side)
+        int64_t routed               # submits handed on to this peer and not yet answered: they share its window
         bint records                 # the acceptor wants to know how its packets are answered
         bint noting                  # the answer being written is one of them
+        bint ran                     # ... of a handler that had begun, whatever its code says
+        object finishing             # ... the job that it answers, None for a packet that was never kept
         int32_t kept                 # slot in `inbound` of what was kept last
         list ready                   # replies that ended and have someone waiting
         Py_ssize_t ready_at          # the first of them that was not yet resumed
@@ -141,6 +146,10 @@ cdef class Engine(Canceller):
                       bytes packet_id, bytes extra, Want want, int64_t now, int retries=*)
     cdef int receive(self, const unsigned char* p, Py_ssize_t n, int64_t now) except -1
     cdef bint fire_ready(self) except -1
+    # Own submits that were sent and not yet answered.
+    cdef inline Py_ssize_t sent(self) noexcept:
+        return self.pending.count - self.waiting.live() - self.delayed.live()
+
     # Is there output that should leave before the batch ends?
     cdef inline bint worth_writing(self) noexcept:
         cdef Py_ssize_t in_flight
@@ -148,18 +157,22 @@ cdef class Engine(Canceller):
             return False
         if self.out.size >= GOOD_WRITE:
             return True
-        in_flight = self.pending.count - self.waiting.size - self.delayed.size
+        in_flight = self.sent()
         return in_flight > 0 and self.out.size >= in_flight * WRITE_PER_SUBMIT
 
     cdef int pump(self, int64_t now) except -1
     cdef int tick(self, int64_t now) except -1
     cdef int64_t wake_at(self) except? -2
 
-    # Answers to the packet that `receive` is just handing over, or to a kept one.
+    # Answers to the packet that `receive` is just handing over, or to a kept one. What `data` is made of may
+    # run the user's code, which comes first: `packet_id` may be borrowed from the frame or from the table.
     cdef int respond(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
                      object data, int64_t duration_ms) except -1
     cdef int respond_error(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
                            object code, object message, object details, int64_t duration_ms) except -1
+    # As `respond`, for what `encode_value` gave.
+    cdef int respond_value(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+                           object value, int64_t duration_ms) except -1
     # Keeps a packet for later: returns the number to answer it under, or 0 if an equal id is kept already.
     cdef int64_t keep(self, object job, const unsigned char* packet_id, Py_ssize_t n, int64_t deadline) except -1
     # Answers a kept packet, once; False if it is no longer kept.
@@ -178,14 +191,14 @@ cdef class Engine(Canceller):
     cdef bint _again(self, Reply reply, object code, object details) except -1
     cdef int _note_answer(self, Py_ssize_t size, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
                           object code) except -1
+    cdef bint _finish(self, int64_t number, int64_t seq, object value, tuple error, int64_t duration_ms) except -1
     cdef int _fail_frame(self, int64_t now) except -1
     cdef int _on_result(self) except -1
     cdef int _on_error(self) except -1
     cdef int _on_heartbeat(self) except -1
     cdef int _settle(self, Reply reply) except -1
     cdef int _send_heartbeat(self) except -1
-    cdef int _send_error(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
-                         object code, object message) except -1
+    cdef int _send_error(self, int64_t seq, bytes packet_id, object code, object message) except -1
     cdef int _die(self, int close_code, object reason) except -1
     cdef int _overflow(self, object error) except -1
     cdef int _fail_sent(self, object code, object message, bint waiting_too) except -1

@@ -8,6 +8,7 @@ from libc.string cimport memcmp
 from pfcore.buffers cimport OP_PING, OP_PONG, OP_TEXT, OutputBuffer
 from pfcore.packets cimport Packet, check_timeout, new_result, packet_address, packet_from
 from pfcore.reader cimport (
+    DEFAULT_DEPTH,
     F_CAPABILITIES,
     F_CODE,
     F_DATA,
@@ -19,7 +20,16 @@ from pfcore.reader cimport (
     FrameReader,
     MessageType,
 )
-from pfcore.writer cimport encode_extra, put_error, put_failure, put_heartbeat, put_result, put_submit
+from pfcore.writer cimport (
+    encode_error,
+    encode_extra,
+    encode_value,
+    put_error,
+    put_failure,
+    put_heartbeat,
+    put_result,
+    put_submit,
+)
 from pfcore.heap cimport HeapEntry, PriorityHeap
 from pfcore.ids cimport ID_LENGTH, write_id
 from pfcore.pending cimport PendingTable
@@ -180,7 +190,7 @@ cdef class Engine(Canceller):
     @property
     def in_flight(self):
         """Own submits that were sent and not yet answered."""
-        return self.pending.count - len(self.waiting) - len(self.delayed)
+        return self.sent()
 
     @property
     def queued(self):
@@ -304,12 +314,11 @@ cdef class Engine(Canceller):
 
     cdef bint _room(self) noexcept:
         return (self.state == EngineState.OPEN and not self.paused and self.out.size < SEND_AHEAD
-                and (self.peer_window == 0
-                     or self.pending.count - self.waiting.size - self.delayed.size < self.peer_window))
+                and (self.peer_window == 0 or self.sent() + self.routed < self.peer_window))
 
     cdef Reply submit(self, bytes address, object data, int priority, int64_t timeout_ms,
                       bytes packet_id, bytes extra, Want want, int64_t now, int retries=0):
-        cdef Reply reply = new_reply(self.loop, self, want)
+        cdef Reply reply
         cdef unsigned char[ID_LENGTH] text
         cdef const unsigned char* id_bytes = text
         cdef Py_ssize_t id_length = ID_LENGTH
@@ -318,9 +327,10 @@ cdef class Engine(Canceller):
         cdef OutputBuffer out = self.out
         cdef bytes frame = None
         cdef bint direct
+        # this may run the user's code, and that may submit, too: nothing has begun yet
+        cdef object value = encode_value(data, self.max_depth - 2, "data")
         if self.state == EngineState.CLOSED:
             raise exception_for("PF502", "the connection is closed")
-        direct = self.waiting.size == 0 and self._room()
         if packet_id is None:
             write_id(text)
         else:
@@ -328,37 +338,44 @@ cdef class Engine(Canceller):
             id_length = PyBytes_GET_SIZE(packet_id)
             if self.pending.find_id(id_bytes, id_length) >= 0:
                 raise exception_for("PF409", f"the id {packet_id.decode()!r} is already in flight")
+        reply = new_reply(self.loop, self, want)
+        direct = self.waiting.live() == 0 and self._room()
+        if not direct:
+            out = OutputBuffer(limit=self.max_frame + 65536)
         try:
             slot = self.pending.insert(reply, id_bytes, id_length, deadline)
         except PendingFull as full:
+            reply.owner = None
             raise exception_for("PF429", f"{full}; wait for answers, or submit through map", {"retry_after_ms": 100})
         reply.seq = self.pending.entries[slot].seq
         reply.timeout_ms = timeout_ms
         try:
-            if not direct:
-                out = OutputBuffer(limit=self.max_frame + 65536)
             out.begin_message()
-            put_submit(out, reply.seq, id_bytes, id_length, address, data, priority, timeout_ms, extra, self.max_depth)
+            put_submit(out, reply.seq, id_bytes, id_length, address, value, priority, timeout_ms, extra)
             if out.message_size() > self.max_frame:
+                id_length = out.message_size()
+                out.cancel_message()
                 raise exception_for(
-                    "PF413", f"the packet makes a frame of {out.message_size()} bytes, the most is {self.max_frame}")
+                    "PF413", f"the packet makes a frame of {id_length} bytes, the most is {self.max_frame}")
             if not direct or retries > 0:
                 frame = PyBytes_FromStringAndSize(<char*>out.data + out.size - out.message_size(), out.message_size())
-            if retries > 0:
-                reply.frame = frame
-                reply.retries = retries
-                reply.priority = priority
             if direct:
                 out.end_message(OP_TEXT)
                 self.submitted += 1
             else:
+                out.cancel_message()
+            if retries > 0:
+                reply.frame = frame
+                reply.retries = retries
+                reply.priority = priority
+            if not direct:
                 reply.entry = self.waiting.push((reply, frame), priority)
         except BaseException as error:
             out.cancel_message()
             reply.owner = None
-            # encoding may run the user's code; the table may have changed meanwhile
+            # making the exception may have run a finaliser; the table may have changed meanwhile
             slot = self.pending.find_seq(reply.seq)
-            if slot >= 0:
+            if slot >= 0 and <object>self.pending.entries[slot].waiter is reply:
                 self.pending.take_slot(slot)
             if isinstance(error, BufferError):
                 raise exception_for("PF413", f"the packet is larger than {self.max_frame} bytes") from None
@@ -373,11 +390,11 @@ cdef class Engine(Canceller):
         cdef Reply reply
         cdef bytes frame
         self.now = now
-        while self.waiting.size > 0 and len(self.waiting) > 0 and self._room():
+        while self.waiting.live() > 0 and self._room():
             reply, frame = self.waiting.pop()
             reply.entry = None
-            self.out.begin_message()
             try:
+                self.out.begin_message()
                 self.out.put(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
                 self.out.end_message(OP_TEXT)
             except BufferError as error:
@@ -396,8 +413,11 @@ cdef class Engine(Canceller):
         if reply.entry is not None:
             self._unqueue(reply)
         elif self.state == EngineState.OPEN and self.peer_cancels:
-            self._send_error(seq, self.pending.id_of(slot), self.pending.entries[slot].id_length,
-                             "PF499", "cancelled by the submitter")
+            packet_id = PyBytes_FromStringAndSize(<const char*>self.pending.id_of(slot),
+                                                  self.pending.entries[slot].id_length)
+            self.pending.take_slot(slot)
+            self._send_error(seq, packet_id, "PF499", "cancelled by the submitter")
+            return self.note_output()
         self.pending.take_slot(slot)
         self.note_output()
         return 0
@@ -454,7 +474,7 @@ cdef class Engine(Canceller):
             return self._die(CLOSE_POLICY, f"more than {STRIKES} invalid frames; the last: {error.message}"[:120])
         if reader.type == MessageType.ERROR:
             return 0  # an error about an error would go on for ever
-        return self._send_error(reader.seq if reader.seq > 0 else 0, NULL, 0, error.code, error.message)
+        return self._send_error(reader.seq if reader.seq > 0 else 0, None, error.code, error.message)
 
     cdef int _on_result(self) except -1:
         cdef FrameReader reader = self.reader
@@ -479,15 +499,21 @@ cdef class Engine(Canceller):
             if isinstance(error, dict) and self._again(
                     reply, (<dict>error).get("code"), (<dict>error).get("details")):
                 return 0
-        table.take_slot(slot)
-        self.answered += 1
+        # first all that makes objects, which may set off a finaliser, and that may cancel this very submit
         if reader.success and reply.want == Want.WANT_DATA:
-            reply.resolve(reader.decode(F_DATA))
+            value = reader.decode(F_DATA)
         else:
-            reply.resolve(new_result(
+            value = new_result(
                 reader.id.p, reader.id.n, reader.success,
                 reader.decode(F_DATA) if reader.success else None,
-                None if reader.success else reader.decode(F_ERROR), reader.duration_ms))
+                None if reader.success else reader.decode(F_ERROR), reader.duration_ms)
+        slot = table.find_seq(reply.seq)
+        if slot < 0 or <object>table.entries[slot].waiter is not reply:
+            self.unasked += 1
+            return 0
+        table.take_slot(slot)
+        self.answered += 1
+        reply.resolve(value)
         if reply.callback is not None:
             self.ready.append(reply)
         return 0
@@ -497,7 +523,11 @@ cdef class Engine(Canceller):
         cdef FrameReader reader = self.reader
         cdef int32_t slot
         cdef Reply reply
+        cdef object job
+        # all that makes objects comes first
         code = reader.decode(F_CODE)
+        message = reader.decode(F_MESSAGE)
+        details = reader.decode(F_DETAILS)
         if code == "PF499" and reader.id.n > 0:
             slot = self.inbound.find_id(reader.id.p, reader.id.n)
             if slot >= 0:
@@ -516,8 +546,6 @@ cdef class Engine(Canceller):
                 <Reply>self.pending.entries[slot].waiter).entry is not None:
             self.unasked += 1
             return 0
-        message = reader.decode(F_MESSAGE)
-        details = reader.decode(F_DETAILS)
         if slot < 0:
             if not self.acceptor.refuse(self, reader, code or "PF500", message or "the peer refused the frame",
                                         details if isinstance(details, dict) else None):
@@ -575,14 +603,23 @@ cdef class Engine(Canceller):
 
     cdef int respond(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
                      object data, int64_t duration_ms) except -1:
+        cdef object value
+        try:
+            # first: it may run the user's code
+            value = encode_value(data, self.max_depth - 2, "result")
+        except InvalidPacket as error:
+            return self.respond_error(seq, packet_id, n, "PF500", error.message, None, duration_ms)
+        return self.respond_value(seq, packet_id, n, value, duration_ms)
+
+    cdef int respond_value(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+                           object value, int64_t duration_ms) except -1:
         cdef OutputBuffer out = self.out
-        cdef object problem
         cdef Py_ssize_t size
         if self.state != EngineState.OPEN or self.fatal != 0:
             return 0
         try:
             out.begin_message()
-            put_result(out, seq, packet_id, n, data, duration_ms, self.max_depth)
+            put_result(out, seq, packet_id, n, value, duration_ms)
             size = out.message_size()
             if size <= self.max_frame:
                 out.end_message(OP_TEXT)
@@ -592,52 +629,39 @@ cdef class Engine(Canceller):
                 if not self.in_batch:
                     self.note_output()
                 return 0
-            problem = ("PF413", f"the result makes a frame of {out.message_size()} bytes, the most is {self.max_frame}")
             out.cancel_message()
         except BufferError as error:
-            if out.opened + self.max_frame > out.limit:
+            if out.size + self.max_frame > out.limit:
                 return self._overflow(error)
-            out.cancel_message()
-            problem = ("PF413", f"the result makes a frame of more than {self.max_frame} bytes")
-        except InvalidPacket as error:
-            out.cancel_message()
-            problem = ("PF500", error.message)
-        except BaseException:
-            out.cancel_message()
-            raise
-        return self.respond_error(seq, packet_id, n, problem[0], problem[1], None, duration_ms)
+            size = self.max_frame + 1
+        # it ran: PF413 alone would say that it may be sent again
+        return self.respond_error(
+            seq, packet_id, n, "PF500", f"the result makes a frame of {size} bytes or more, the most is {self.max_frame}",
+            {"code": "PF413"}, duration_ms)
 
     cdef int respond_error(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
                            object code, object message, object details, int64_t duration_ms) except -1:
         cdef OutputBuffer out = self.out
-        cdef dict error = {"code": code, "message": message}
+        cdef bytes error = encode_error(code, message, details, self.max_depth - 2)
         cdef Py_ssize_t size
-        if details is not None:
-            error["details"] = details
         if self.state != EngineState.OPEN or self.fatal != 0:
             return 0
         try:
             out.begin_message()
-            try:
-                put_failure(out, seq, packet_id, n, error, duration_ms, self.max_depth)
-                if out.message_size() > self.max_frame:
-                    raise InvalidPacket("too long")
-            except InvalidPacket:
-                # a message with lone surrogates or without end; say what can be said
+            put_failure(out, seq, packet_id, n, error, duration_ms)
+            if out.message_size() > self.max_frame:
+                # frames may be as small as 1 KiB, and ids 128 bytes of escapes
                 out.cancel_message()
+                error = encode_error(code, "the packet failed; the message is too long for a frame", None, 8)
                 out.begin_message()
-                text = str(message).encode("utf-8", "replace")[:1000].decode("utf-8", "ignore")
-                put_failure(out, seq, packet_id, n, {"code": code, "message": text}, duration_ms, self.max_depth)
+                put_failure(out, seq, packet_id, n, error, duration_ms)
             size = out.message_size()
             out.end_message(OP_TEXT)
-            if self.noting:
-                self._note_answer(size, seq, packet_id, n, code)
         except BufferError as overflow:
             return self._overflow(overflow)
-        except BaseException:
-            out.cancel_message()
-            raise
         self.handled += 1
+        if self.noting:
+            self._note_answer(size, seq, packet_id, n, code)
         return self.note_output()
 
     cdef int _note_answer(self, Py_ssize_t size, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
@@ -663,48 +687,58 @@ cdef class Engine(Canceller):
         return self.inbound.entries[slot].seq
 
     cdef bint finish(self, int64_t number, int64_t seq, object data, int64_t duration_ms) except -1:
-        cdef int32_t slot = self.inbound.find_seq(number)
-        if slot < 0:
+        cdef object value
+        if self.inbound.find_seq(number) < 0:
             return False
-        self.noting = self.records
         try:
-            self.respond(seq, self.inbound.id_of(slot), self.inbound.entries[slot].id_length, data, duration_ms)
-        finally:
-            self.noting = False
-        # encoding the data may have run the user's code: look again
-        slot = self.inbound.find_seq(number)
-        if slot >= 0:
-            self.inbound.take_slot(slot)
-        return True
+            value = encode_value(data, self.max_depth - 2, "result")
+        except InvalidPacket as error:
+            return self.finish_error(number, seq, "PF500", error.message, None, duration_ms)
+        return self._finish(number, seq, value, None, duration_ms)
 
     cdef bint finish_error(self, int64_t number, int64_t seq, object code, object message, object details,
                            int64_t duration_ms) except -1:
+        return self._finish(number, seq, None, (code, message, details), duration_ms)
+
+    cdef bint _finish(self, int64_t number, int64_t seq, object value, tuple error, int64_t duration_ms) except -1:
+        # looked up only now: encoding may have run the user's code, and that may have ended it
         cdef int32_t slot = self.inbound.find_seq(number)
+        cdef bytes packet_id
+        cdef object job
         if slot < 0:
             return False
+        packet_id = PyBytes_FromStringAndSize(<const char*>self.inbound.id_of(slot),
+                                              self.inbound.entries[slot].id_length)
+        job = self.inbound.take_slot(slot)  # let go of when this returns: dropping it may run anything
         self.noting = self.records
+        self.finishing = job
         try:
-            self.respond_error(seq, self.inbound.id_of(slot), self.inbound.entries[slot].id_length,
-                               code, message, details, duration_ms)
+            if error is None:
+                self.respond_value(seq, <const unsigned char*>PyBytes_AS_STRING(packet_id),
+                                   PyBytes_GET_SIZE(packet_id), value, duration_ms)
+            else:
+                self.respond_error(seq, <const unsigned char*>PyBytes_AS_STRING(packet_id),
+                                   PyBytes_GET_SIZE(packet_id), error[0], error[1], error[2], duration_ms)
         finally:
             self.noting = False
-        slot = self.inbound.find_seq(number)
-        if slot >= 0:
-            self.inbound.take_slot(slot)
+            self.finishing = None
         return True
 
     cdef int withdraw(self, int64_t seq, bytes packet_id) except -1:
         """Tells the peer that a submit under this seq is wanted no more."""
-        return self._send_error(seq, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id),
-                                "PF499", "cancelled by the submitter")
+        return self._send_error(seq, packet_id, "PF499", "cancelled by the submitter")
 
-    cdef int _send_error(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
-                         object code, object message) except -1:
+    cdef int _send_error(self, int64_t seq, bytes packet_id, object code, object message) except -1:
+        cdef dict fields = {"code": code, "message": message}
+        cdef bytes payload
         if self.state != EngineState.OPEN or self.fatal != 0:
             return 0
+        if packet_id is not None:
+            fields["packet_id"] = packet_id.decode()
+        payload = <bytes>encode_value(fields, self.max_depth - 1, "error")
         try:
             self.out.begin_message()
-            put_error(self.out, seq, packet_id, n, {"code": code, "message": message}, self.max_depth)
+            put_error(self.out, seq, payload)
             self.out.end_message(OP_TEXT)
         except BufferError as error:
             return self._overflow(error)
@@ -723,9 +757,10 @@ cdef class Engine(Canceller):
         payload["ext"] = ["cancel"]
         self.strikes = 0
         self.next_heartbeat = self.now + self.heartbeat_ns
+        encoded = encode_value(payload, DEFAULT_DEPTH - 1, "payload")
         try:
             self.out.begin_message()
-            put_heartbeat(self.out, self.pending.next_seq(), payload)
+            put_heartbeat(self.out, self.pending.next_seq(), encoded)
             self.out.end_message(OP_TEXT)
         except BufferError as error:
             self._overflow(error)
@@ -748,7 +783,7 @@ cdef class Engine(Canceller):
             reply.fail("PF408", f"{message} ({timeout} ms)", None)
             self._settle(reply)
             slot = self.pending.due(now)
-        while self.delayed.size > 0 and len(self.delayed) > 0 and (<tuple>self.delayed.peek())[1] <= now:
+        while self.delayed.live() > 0 and (<tuple>self.delayed.peek())[1] <= now:
             reply, _ = self.delayed.pop()
             reply.entry = self.waiting.push((reply, reply.frame), reply.priority)
         slot = self.inbound.due(now)
@@ -782,13 +817,16 @@ cdef class Engine(Canceller):
             <const char*>self.inbound.id_of(slot), self.inbound.entries[slot].id_length)
         self.inbound.take_slot(slot)
         self.noting = self.records
+        self.finishing = job
         try:
             self.respond_error(
                 job.seq, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id),
                 "PF408", "the deadline passed before the handler finished", None, 0)
         finally:
             self.noting = False
-        return self.acceptor.drop(self, job, DropReason.EXPIRED)
+            self.finishing = None
+            self.acceptor.drop(self, job, DropReason.EXPIRED)
+        return 0
 
     def heard(self, int64_t now):
         """Bytes came, or the peer took some of ours: it lives."""
@@ -801,7 +839,7 @@ cdef class Engine(Canceller):
         cdef int64_t other = self.inbound.next_due()
         if best < 0 or (0 <= other < best):
             best = other if other >= 0 else best
-        if self.delayed.size > 0 and len(self.delayed) > 0:
+        if self.delayed.live() > 0:
             other = (<tuple>self.delayed.peek())[1]
             if best < 0 or other < best:
                 best = other

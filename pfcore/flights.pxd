@@ -10,6 +10,7 @@ from pfcore.dispatch cimport Job
 from pfcore.engine cimport Engine
 from pfcore.heap cimport HeapEntry, PriorityHeap
 from pfcore.keys cimport Keyed
+from pfcore.ledger cimport Ledger
 
 cdef enum:
     BUCKETS = 24                 # of latency: up to 16.4 µs times 2^i
@@ -28,6 +29,13 @@ cdef enum FlightState:
     SENT = 3
     LOCAL = 4                    # with the dispatcher
 
+# Does a link that announces nothing handle anything? It is asked for an element that nobody has.
+cdef enum Asked:
+    NOT_YET = 0
+    IN_FLIGHT = 1
+    ANSWERED = 2                 # only now is it tried for elements that nobody announces
+    SILENT = 3                   # it did not answer in time; it still may
+
 cdef class Principal:
     cdef:
         readonly object name     # str
@@ -38,6 +46,7 @@ cdef class Principal:
         double tokens
         int64_t filled           # ns; when `tokens` was right
         readonly Account account # what is held for it; None where each of its links has an account of its own
+        Ledger ledger            # how its packets ended, None until one has; nobody else's push them out
         readonly Account stored  # what outlives links: stream items, the cache, pools; None: no bound
 
     cdef bint spend(self, int64_t now) noexcept
@@ -51,6 +60,7 @@ cdef class Route(Keyed):
         readonly object alias    # key of the standard element that a two-letter code means, or None
         Policy policy
         PriorityHeap queue       # of Flight
+        Py_ssize_t queued_at     # place among the switch's routes with a queue, -1: its queue is empty
         uint64_t may_submit      # a bit for each role
         uint64_t may_handle
         uint64_t may_replace     # roles whose reactors take the place of our own handler
@@ -73,11 +83,19 @@ cdef class Member:
         readonly bint listed     # it announces what it handles
         readonly tuple handles   # keys that it announced, sorted
         set routes               # Route objects that have it among their members
+        list looked_at           # them, in the order in which they are looked through for work; None: make it anew
+        Py_ssize_t cursor        # where the next look begins
+        Py_ssize_t unseen        # how many are left in this round of looks
+        uint8_t asked            # Asked: whether it handles anything
+        int64_t asked_at         # ns; when it was asked, or opened
+        int64_t cleared          # ns; when its refusals were last forgotten
         readonly int64_t window  # packets that it is given at once
         int64_t announced_window
         int64_t cap              # no more than so many, 0: as it announces
-        readonly int64_t outstanding  # flights that it has
-        readonly int64_t submitted    # flights of its own
+        readonly int64_t outstanding  # flights that it has: those in `theirs`
+        readonly int64_t submitted    # flights of its own: those in `mine`
+        void* mine               # first of a list through Flight.next_mine, borrowed: the table holds them
+        void* theirs             # first of a list through Flight.next_theirs, borrowed
         readonly bint draining
         bint gone
         bint dirty               # has output to be flushed at the end of the batch
@@ -89,6 +107,11 @@ cdef class Member:
     cdef bint refuses(self, uint64_t hash) noexcept
     cdef int note_refusal(self, uint64_t hash) except -1
     cdef bint room(self, bint urgent) noexcept
+    # The only places where a flight's `origin` and `target` change; they keep lists, counts and the window's account.
+    cdef void submits(self, Flight flight, int64_t seq) noexcept
+    cdef void has_ended(self, Flight flight) noexcept
+    cdef void gets(self, Flight flight) noexcept
+    cdef void lets_go(self, Flight flight) noexcept
 
 cdef class Flight:
     cdef:
@@ -102,6 +125,12 @@ cdef class Flight:
         Engine engine            # LOCAL: the one that the dispatcher answers
         Job job                  # LOCAL: what the dispatcher keeps
         Principal principal
+        Account account          # who pays for it
+        Py_ssize_t cost          # bytes that it is charged with
+        void* next_mine          # lists of `origin` and `target`, borrowed
+        void* previous_mine
+        void* next_theirs
+        void* previous_theirs
         Route route
         int64_t seq              # in the table, and on the way to the target
         int64_t origin_seq       # of the submitter

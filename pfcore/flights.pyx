@@ -48,6 +48,10 @@ cdef class Principal:
         self.tokens -= 1
         return True
 
+    def may_spend(self, int64_t now):
+        """One submit more at `now` (ns): may it? Counts it; always True without a rate."""
+        return self.rate <= 0 or self.spend(now)
+
 
 @cython.final
 cdef class Route(Keyed):
@@ -102,6 +106,47 @@ cdef class Member:
     cdef bint refuses(self, uint64_t hash) noexcept:
         return self.refused != NULL and self.refused[hash & (REFUSALS - 1)] == hash
 
+    cdef void submits(self, Flight flight, int64_t seq) noexcept:
+        flight.origin = self
+        flight.origin_seq = seq
+        flight.previous_mine = NULL
+        flight.next_mine = self.mine
+        if self.mine != NULL:
+            (<Flight>self.mine).previous_mine = <void*>flight
+        self.mine = <void*>flight
+        self.submitted += 1
+
+    cdef void has_ended(self, Flight flight) noexcept:
+        if flight.previous_mine != NULL:
+            (<Flight>flight.previous_mine).next_mine = flight.next_mine
+        else:
+            self.mine = flight.next_mine
+        if flight.next_mine != NULL:
+            (<Flight>flight.next_mine).previous_mine = flight.previous_mine
+        self.submitted -= 1
+        flight.origin = None
+
+    cdef void gets(self, Flight flight) noexcept:
+        flight.target = self
+        flight.previous_theirs = NULL
+        flight.next_theirs = self.theirs
+        if self.theirs != NULL:
+            (<Flight>self.theirs).previous_theirs = <void*>flight
+        self.theirs = <void*>flight
+        self.outstanding += 1
+        self.engine.routed += 1
+
+    cdef void lets_go(self, Flight flight) noexcept:
+        if flight.previous_theirs != NULL:
+            (<Flight>flight.previous_theirs).next_theirs = flight.next_theirs
+        else:
+            self.theirs = flight.next_theirs
+        if flight.next_theirs != NULL:
+            (<Flight>flight.next_theirs).previous_theirs = flight.previous_theirs
+        self.outstanding -= 1
+        self.engine.routed -= 1
+        flight.target = None
+
     cdef int note_refusal(self, uint64_t hash) except -1:
         # direct-mapped: one key may push another out, which is then asked for once more
         if self.refused == NULL:
@@ -114,7 +159,8 @@ cdef class Member:
     cdef bint room(self, bint urgent) noexcept:
         # a sixteenth of the window is for events: they must not wait behind a full house
         cdef int64_t limit = self.window if urgent else self.window - (self.window >> 4)
-        return (self.outstanding < limit and self.engine.state == EngineState.OPEN and self.engine.fatal == 0
+        # what the gateway itself has submitted there takes of the same window
+        return (self.outstanding + self.engine.sent() < limit and self.engine.state == EngineState.OPEN and self.engine.fatal == 0
                 and not self.engine.paused and self.engine.out.size < SEND_AHEAD)
 
 

@@ -26,7 +26,7 @@ from pfcore.packets cimport (
     result_from,
 )
 from pfcore.reader cimport DEFAULT_DEPTH, F_DATA, F_ERROR, FrameReader, MessageType
-from pfcore.writer cimport encode_extra, put_data, put_failure, put_literal, put_result, put_submit
+from pfcore.writer cimport encode_extra, encode_value, put_failure, put_literal, put_result, put_submit, put_value
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
@@ -54,8 +54,8 @@ cdef int _write_message(OutputBuffer out, str kind, int64_t seq, object payload)
         packet = packet_from(payload)
         p = <const unsigned char*>PyUnicode_AsUTF8AndSize(packet.id, &n)
         if packet.version == "1.0":
-            put_submit(out, seq, p, n, packet_address(packet), packet.data, packet.priority,
-                       check_timeout(packet.timeout_ms), encode_extra(packet, DEFAULT_DEPTH, 0), DEFAULT_DEPTH)
+            put_submit(out, seq, p, n, packet_address(packet), encode_value(packet.data, DEFAULT_DEPTH - 2, "data"),
+                       packet.priority, check_timeout(packet.timeout_ms), encode_extra(packet, DEFAULT_DEPTH, 0))
         else:
             put_literal(out, b'{"type":"submit","seq":')
             out.put_int(seq)
@@ -65,7 +65,7 @@ cdef int _write_message(OutputBuffer out, str kind, int64_t seq, object payload)
             for name in ("timeout_ms", "dependencies", "metadata"):
                 if getattr(packet, name):
                     fields[name] = getattr(packet, name)
-            put_data(out, fields, DEFAULT_DEPTH - 1, "payload")
+            put_value(out, encode_value(fields, DEFAULT_DEPTH - 1, "payload"))
             put_literal(out, b"}")
     elif kind == "result":
         result = result_from(payload)
@@ -73,9 +73,10 @@ cdef int _write_message(OutputBuffer out, str kind, int64_t seq, object payload)
         if not 0 <= result._duration < 9e15:
             raise invalid("duration_ms", "milliseconds, not negative", result._duration)
         if result.ok:
-            put_result(out, seq, p, n, result.data, <int64_t>result._duration, DEFAULT_DEPTH)
+            put_result(out, seq, p, n, encode_value(result.data, DEFAULT_DEPTH - 2, "result"), <int64_t>result._duration)
         else:
-            put_failure(out, seq, p, n, result.error, <int64_t>result._duration, DEFAULT_DEPTH)
+            put_failure(out, seq, p, n, <bytes>encode_value(result.error, DEFAULT_DEPTH - 2, "error"),
+                        <int64_t>result._duration)
     elif kind == "error" or kind == "heartbeat":
         try:
             payload = dict(payload)
@@ -84,7 +85,7 @@ cdef int _write_message(OutputBuffer out, str kind, int64_t seq, object payload)
         put_literal(out, b'{"type":"error","seq":' if kind == "error" else b'{"type":"heartbeat","seq":')
         out.put_int(seq)
         put_literal(out, b',"payload":')
-        put_data(out, payload, DEFAULT_DEPTH - 1, "payload")
+        put_value(out, encode_value(payload, DEFAULT_DEPTH - 1, "payload"))
         put_literal(out, b"}")
     else:
         raise invalid("type", "submit, result, error or heartbeat", kind)

@@ -34,6 +34,10 @@ cdef class PriorityHeap:
     cpdef object peek(self)
     cpdef bint remove(self, HeapEntry entry) except -1
 
+    # Entries that are there; `size` counts the dead, too.
+    cdef inline Py_ssize_t live(self) noexcept:
+        return self.size - self.dead
+
     cdef int _grow(self) except -1
     cdef void _sift_up(self, Py_ssize_t at, Node node) noexcept
     cdef void _sift_down(self, Py_ssize_t at, Node node) noexcept

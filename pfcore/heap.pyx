@@ -65,14 +65,19 @@ cdef class PriorityHeap:
         return self.size - self.dead
 
     cdef void _clear(self) noexcept:
-        cdef PyObject* entry
+        # an item's finaliser may push again: the heap is whole each time one is dropped
+        cdef HeapEntry entry
+        cdef object item
         while self.size > 0:
             self.size -= 1
-            entry = <PyObject*>self.nodes[self.size].entry
-            (<HeapEntry>entry).home = NULL
-            (<HeapEntry>entry).item = None
-            Py_DECREF(<object>entry)
-        self.dead = 0
+            entry = <HeapEntry>self.nodes[self.size].entry
+            if entry.home == NULL:
+                self.dead -= 1
+            entry.home = NULL
+            Py_DECREF(entry)  # the heap's own reference; `entry` holds another
+            item = entry.item
+            entry.item = None
+            item = None
 
     cdef int _grow(self) except -1:
         cdef Py_ssize_t capacity = self.capacity * 2 if self.capacity else 16
@@ -198,6 +203,8 @@ cdef class PriorityHeap:
             return False
         if entry.home != <void*>self:
             raise ValueError("remove: the entry belongs to another heap")
+        # its finaliser runs once the heap is whole again: when this returns
+        cdef object item = entry.item
         entry.home = NULL
         entry.item = None
         self.dead += 1

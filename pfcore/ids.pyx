@@ -2,12 +2,15 @@
 
 import os
 
-from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeASCII
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 from libc.string cimport memcpy
 
-__all__ = ["new_id"]
+cdef extern from "bytes_ops.h" nogil:
+    uint64_t pf_siphash13(const unsigned char* p, size_t n, uint64_t k0, uint64_t k1) noexcept
+
+__all__ = ["new_id", "siphash13"]
 
 cdef enum:
     POOL_BYTES = 8192            # 512 ids; one getrandom call a refill
@@ -89,6 +92,11 @@ def new_id():
     cdef unsigned char[ID_LENGTH] text
     write_id(text)
     return PyUnicode_DecodeASCII(<const char*>text, ID_LENGTH, NULL)
+
+
+def siphash13(bytes data not None, uint64_t k0, uint64_t k1):
+    """SipHash-1-3 of `data` under a 128-bit key: the hash of every table here, for tests."""
+    return pf_siphash13(<const unsigned char*>PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data), k0, k1)
 
 
 _fill_tables()

@@ -6,6 +6,8 @@
 
 from libc.stdint cimport uint8_t, uint64_t
 
+from pfcore.reader cimport FrameReader
+
 cdef class Keyed:
     cdef:
         readonly str key         # "df:transform"
@@ -27,5 +29,10 @@ cdef class KeyTable:
     cdef int take(self, str key) except -1      # KeyError if there is none
     cdef int _rebuild(self, Py_ssize_t size) except -1
     cdef int _insert(self, Keyed item) except -1
+
+# The concurrency key of a packet: its metadata.key or, where `in_data`, else its data.key, compared by value
+# (an escaped letter is that letter, 1.0 is 1). False where it has none. Raises nothing: a value that cannot be
+# decoded counts by its bytes. Not before a state is open: it may make Python objects.
+cdef bint concurrency_key(FrameReader reader, bint in_data, uint64_t* out) noexcept
 
 cdef uint64_t key_hash(int group, const unsigned char* element, Py_ssize_t n) noexcept nogil

@@ -3,16 +3,63 @@
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp
 
 from pfcore.ids cimport hash_key
 from pfcore.packets cimport check_address
-from pfcore.reader cimport group_index
+from pfcore.reader cimport F_DATA, F_METADATA, FrameReader, decode_span, find_key, group_index
+from pfcore.scan cimport Kind, Span, unescape
+
+import msgspec
 
 cdef extern from "bytes_ops.h" nogil:
     uint64_t pf_hash(const unsigned char* p, size_t n, uint64_t key) noexcept
 
 __all__ = ["KeyTable", "Keyed"]
+
+cdef enum:
+    LONGEST_VALUE = 4096         # bytes of a key that is compared by value if it is not a string
+
+cdef object _encode_sorted = msgspec.json.Encoder(order="sorted").encode
+
+
+cdef object _plain(object value):
+    """Equal values, equal JSON: 1 and 1.0 are the same number."""
+    if type(value) is float and (<object>value).is_integer():
+        return int(value)
+    if type(value) is list:
+        return [_plain(inner) for inner in value]
+    if type(value) is dict:
+        return {name: _plain(inner) for name, inner in value.items()}
+    return value
+
+
+cdef bint concurrency_key(FrameReader reader, bint in_data, uint64_t* out) noexcept:
+    cdef Span span
+    cdef Py_ssize_t n
+    cdef unsigned char* text
+    cdef bytes encoded
+    if not (find_key(&reader.fields[<int>F_METADATA], b"key", 3, &span) and span.kind != Kind.NULL_) and not (
+            in_data and find_key(&reader.fields[<int>F_DATA], b"key", 3, &span) and span.kind != Kind.NULL_):
+        return False
+    if span.kind == Kind.STRING and span.escaped:
+        text = <unsigned char*>malloc(<size_t>span.n)
+        if text != NULL:
+            n = unescape(&span, text, span.n)
+            out[0] = pf_hash(text, <size_t>n, hash_key() + <uint64_t>Kind.STRING)
+            free(text)
+            return True
+    elif span.kind != Kind.STRING and span.n <= LONGEST_VALUE and not (span.kind == Kind.NUMBER and span.integer):
+        try:
+            encoded = <bytes>_encode_sorted(_plain(decode_span(&span, None)))
+            out[0] = pf_hash(<const unsigned char*>PyBytes_AS_STRING(encoded), <size_t>PyBytes_GET_SIZE(encoded),
+                             hash_key())
+            return True
+        except Exception:
+            pass  # nested too deep to be decoded: by its bytes, then
+    out[0] = pf_hash(span.p, <size_t>span.n, hash_key() + <uint64_t>(Kind.STRING if span.kind == Kind.STRING else 0))
+    return True
 
 
 cdef uint64_t key_hash(int group, const unsigned char* element, Py_ssize_t n) noexcept nogil:
@@ -52,8 +99,25 @@ cdef class KeyTable:
         return self._rebuild(size) if size > len(self.table) else self._insert(item)
 
     cdef int take(self, str key) except -1:
-        del self.by_key[key]
-        return self._rebuild(len(self.table))
+        """Those behind it in its run move up, unless they would then stand before their home: no rebuilding."""
+        cdef Keyed item = <Keyed>self.by_key.pop(key)
+        cdef uint64_t mask = <uint64_t>(len(self.table) - 1)
+        cdef uint64_t at = item.hash & mask, following
+        cdef Keyed other
+        self.latest = None
+        while self.table[at] is not item:
+            at = (at + 1) & mask
+        following = at
+        while True:
+            following = (following + 1) & mask
+            other = <Keyed>self.table[following]
+            if other is None:
+                break
+            if ((following - other.hash) & mask) >= ((following - at) & mask):
+                self.table[at] = other
+                at = following
+        self.table[at] = None
+        return 0
 
     cdef int _rebuild(self, Py_ssize_t size) except -1:
         cdef Keyed item

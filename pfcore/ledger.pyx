@@ -188,8 +188,9 @@ cdef class Ledger:
             if <uint32_t>(entry >> 32) == tag:
                 outcome = &self.outcomes[<int32_t>(entry & 0xFFFFFFFF) - 1]
                 if outcome.principal == principal and outcome.id_length == n and memcmp(
-                        outcome.long_id if outcome.long_id != NULL else outcome.id, packet_id, <size_t>n) == 0:
-                    return outcome if now - outcome.ended <= OUTCOME_NS else NULL
+                        outcome.long_id if outcome.long_id != NULL else outcome.id, packet_id, <size_t>n) == 0 \
+                        and now - outcome.ended <= OUTCOME_NS:
+                    return outcome
             at = (at + 1) & self.mask
         return NULL
 

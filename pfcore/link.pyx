@@ -303,7 +303,7 @@ cdef class Link(WSListener):
                 self.reading_paused = False
                 self.tcp.resume_reading()
             self._write()
-            if engine.waiting.size == 0:
+            if engine.waiting.live() == 0:
                 break
             engine.pump(engine.now)
             if engine.out.size == 0:
@@ -323,7 +323,7 @@ cdef class Link(WSListener):
         """All that has arrived was handled: resume who waited for it, and send what that made."""
         try:
             self._fire()
-            if self.engine.waiting.size > 0:
+            if self.engine.waiting.live() > 0:
                 self.engine.pump(self.engine.now)
         finally:
             self.in_batch = False

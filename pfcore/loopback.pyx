@@ -100,7 +100,7 @@ cdef class Loopback(Link):
         while self.engine.out.size > 0 or self.far.out.size > 0:
             self._to_far()
             self._to_near()
-            if self.engine.waiting.size > 0:
+            if self.engine.waiting.live() > 0:
                 self.engine.pump(self.engine.now)
             if self.engine.state != EngineState.OPEN:
                 break

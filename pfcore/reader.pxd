@@ -23,6 +23,7 @@ cdef extern from *:
 
 cdef enum:
     MAX_ID = 128                 # bytes of a packet id
+    MAX_CODE = 64                # bytes of an error's code
     MAX_TIMEOUT = 300000         # ms
     DEFAULT_DEPTH = 64           # levels of nesting
     DEFAULT_PRIORITY = 5
@@ -121,7 +122,8 @@ cdef class FrameReader:
     cdef void _number(self, Span* span, double* out) noexcept
     cdef str _found(self)
 
-# The value of a top-level key of an OBJECT; False where there is none (or too many levels).
+# The value of a top-level key of an OBJECT, compared unescaped; of a key that stands there twice the last, as every
+# parser behind us that keeps one keeps it. False where there is none. `key`: at most 16 bytes.
 cdef bint find_key(const Span* span, const char* key, Py_ssize_t n, Span* out) noexcept
 # The value of a span; `decoder` is the `decode` method of a msgspec Decoder, or None.
 cdef object decode_span(const Span* span, object decoder)

@@ -620,6 +620,7 @@ cdef class FrameReader:
 
     cdef int _check_result(self) noexcept:
         cdef Span* span = &self.fields[<int>F_STATUS]
+        cdef Span inner
         cdef Text text
         text.n = 0
         if span.kind == Kind.STRING and self._text(span, &text, 16) < 0:
@@ -633,6 +634,13 @@ cdef class FrameReader:
         span = &self.fields[<int>F_ERROR]
         if span.kind != Kind.ABSENT and span.kind != Kind.NULL_ and span.kind != Kind.OBJECT:
             return self._fail(b"payload.error", b"an object with code and message", span)
+        if not self.success and span.kind == Kind.OBJECT:
+            # who acts on an answer may trust their types
+            if find_key(span, b"code", 4, &inner) and inner.kind != Kind.NULL_ and (
+                    inner.kind != Kind.STRING or inner.n > MAX_CODE):
+                return self._fail(b"payload.error.code", b"a string of at most 64 bytes", &inner)
+            if find_key(span, b"message", 7, &inner) and inner.kind != Kind.NULL_ and inner.kind != Kind.STRING:
+                return self._fail(b"payload.error.message", b"a string", &inner)
         span = &self.fields[<int>F_DURATION]
         self.duration_ms = 0
         if span.kind == Kind.NUMBER:
@@ -656,8 +664,8 @@ cdef class FrameReader:
 
     cdef int _check_error(self) noexcept:
         cdef Span* span = &self.fields[<int>F_CODE]
-        if span.kind != Kind.ABSENT and span.kind != Kind.NULL_ and span.kind != Kind.STRING:
-            return self._fail(b"payload.code", b"a string", span)
+        if span.kind != Kind.ABSENT and span.kind != Kind.NULL_ and (span.kind != Kind.STRING or span.n > MAX_CODE):
+            return self._fail(b"payload.code", b"a string of at most 64 bytes", span)
         span = &self.fields[<int>F_MESSAGE]
         if span.kind != Kind.ABSENT and span.kind != Kind.NULL_ and span.kind != Kind.STRING:
             return self._fail(b"payload.message", b"a string", span)
@@ -740,7 +748,9 @@ cdef class FrameReader:
 
 cdef bint find_key(const Span* span, const char* key, Py_ssize_t n, Span* out) noexcept:
     cdef Cursor cursor
-    cdef Span name
+    cdef Span name, value
+    cdef unsigned char[32] plain
+    cdef bint found = False
     if span.kind != Kind.OBJECT:
         return False
     cursor.p = span.p + 1
@@ -755,14 +765,20 @@ cdef bint find_key(const Span* span, const char* key, Py_ssize_t n, Span* out) n
         skip_space(&cursor)
         cursor.p += 1
         skip_space(&cursor)
-        if scan_value(&cursor, out) < 0:
+        if scan_value(&cursor, &value) < 0:
             return False
-        if name.n == n and not name.escaped and memcmp(name.p, key, <size_t>n) == 0:
-            return True
+        if name.n == n and not name.escaped:
+            if memcmp(name.p, key, <size_t>n) == 0:
+                out[0] = value
+                found = True
+        elif name.escaped and name.n <= 6 * n and unescape(&name, plain, 32) == n \
+                and memcmp(plain, key, <size_t>n) == 0:
+            out[0] = value
+            found = True
         skip_space(&cursor)
         cursor.p += 1
         skip_space(&cursor)
-    return False
+    return found
 
 
 cdef list _top_level_keys(const unsigned char* p, Py_ssize_t n):

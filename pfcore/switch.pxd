@@ -41,15 +41,28 @@ cdef class Switch(Acceptor):
         Dispatcher dispatcher
         KeyTable routes
         PendingTable table       # of Flight
-        Ledger ledger
-        FrameReader again        # reads packets that were held
+        list ledgers             # those of principals that have one
+        int32_t max_remembered   # outcomes in all; a principal has its share
+        int64_t max_results      # bytes of results, likewise
+        Py_ssize_t principals    # among how many
         OutputBuffer scratch
-        list unlisted            # members that announce nothing
+        list unlisted            # members that announce nothing and have answered something
+        object unasked           # OrderedDict: members that announce nothing and are yet to be asked, oldest first
+        object asked             # OrderedDict: those that were asked and have not answered yet, likewise
+        PriorityHeap curious     # flights that wait for such an answer
+        int doubts               # links that were asked lately and did not answer
+        int64_t doubted          # ns; when the last of them did not
+        Route question           # of what they are asked for: nobody has it
+        Principal asking         # whose the questions are
         dict members             # Engine -> Member
-        dict queued_routes       # Route -> None: those whose queue is not empty
+        list queued_routes       # those whose queue is not empty; Route.queued_at is the place
+        dict behind              # Member -> None: has room, and more elements than were looked at
+        object quiet             # OrderedDict: Route -> None: nobody handles it any more, kept for its history
+        object gone              # OrderedDict: key -> ns when it was last served, of those that are kept no more
+        list told                # failures that the log has yet to be told of
         dict renamed             # (principal number, own id) -> Flight, of those with an `own_id`
-        dict awaited             # (principal number, id) -> [Flight]
-        list ready               # (Flight, seq, failed id or None): what they waited for has ended
+        dict awaited             # (principal number, id) -> {Flight: None}
+        object ready             # deque of (Flight, seq, failed id or None): what they waited for has ended
         bint starting
         list pool                # Flight objects to be used again
         list dirty               # members with output
@@ -70,7 +83,6 @@ cdef class Switch(Acceptor):
         readonly Budget budget   # what all accounts may hold together
         int64_t link_bytes       # what may be held for a link that has no principal's account
         readonly Py_ssize_t max_queue  # flights that may be queued for one key or reactor
-        Py_ssize_t max_held      # bytes of payloads that may be held
         Py_ssize_t held_bytes
         Py_ssize_t max_routes
         Py_ssize_t strangers     # routes made by submits since the last were forgotten
@@ -82,6 +94,7 @@ cdef class Switch(Acceptor):
         uint32_t accepting_tag
         Route accepting_route
         bint was_answered
+        Flight running_held      # the one that had to wait and is with the dispatcher just now
         # -- counts
         readonly int64_t routed
         readonly int64_t retried
@@ -99,19 +112,42 @@ cdef class Switch(Acceptor):
     cdef uint64_t _random(self) noexcept
     cdef bint _key_of(self, FrameReader reader, Route route, uint64_t* key) noexcept
     # -- the way of a flight
-    cdef Flight _begin(self, Member origin, Route route, FrameReader reader, bint renamed, int64_t now)
-    cdef int _hold(self, Flight flight, FrameReader reader) except -1
+    cdef Flight _begin(self, Member origin, Route route, FrameReader reader, bint renamed, uint64_t fingerprint,
+                       uint32_t tag, int64_t now)
+    cdef Flight _new_flight(self)
+    cdef bint _hold(self, Flight flight, FrameReader reader) except -1
+    cdef Ledger _ledger_of(self, Principal principal)
+    cdef int _ask(self, Member member) except -1
+    cdef int _has_answered(self, Member member) except -1
+    cdef bint _awaits_word(self, Route route, Member origin) except -1
+    cdef int _look_after_newcomers(self) except -1
+    cdef int _give_up(self) except -1
+    cdef int _place_curious(self) except -1
+    cdef int _write_now(self, Engine engine) noexcept
+    cdef int _count(self, object code) except -1
+    cdef bint _here(self, Route route, Member origin) except -1
+    cdef int _arm_at(self, int64_t deadline) except -1
+    cdef bint _attached(self, Flight flight) except -1
+    cdef int _lose_origin(self, Flight flight, Member member) except -1
+    cdef Flight _look(self, Member member, Flight head, bint urgent)
+    cdef list _routes_of(self, Member member)
+    cdef int _give_work(self, Member member, int64_t now) except -1
+    cdef int _note_failure(self, Member member, FrameReader reader, object code, object message) except -1
+    cdef int _catch_up(self, int64_t now) except -1
+    cdef object _code_of(self, FrameReader reader)
     cdef int _place(self, Flight flight, FrameReader reader, int64_t now) except -1
     cdef int _send(self, Flight flight, Member target, FrameReader reader, int64_t now) except -1
     cdef int _queue(self, Flight flight, PriorityHeap heap, FrameReader reader, int64_t now) except -1
     cdef int _leave_queue(self, Flight flight) except -1
     cdef int _run_here(self, Member origin, Route route, FrameReader reader, uint32_t tag, uint64_t fingerprint,
-                       int retries, int64_t now) except -1
+                       bint clash, int64_t now) except -1
     cdef int _run_held(self, Flight flight, int64_t now) except -1
     cdef int _leave_target(self, Flight flight) except -1
     cdef int _end(self, Flight flight, const unsigned char* payload, Py_ssize_t length, bint success, object code,
-                  int64_t now) except -1
-    cdef int _fail(self, Flight flight, object code, object message, object details, int64_t now) except -1
+                  bint answered, int64_t now) except -1
+    cdef int _fail(self, Flight flight, object code, object message, object details, int64_t now,
+                   FrameReader reader=*) except -1
+    cdef void _doubt(self, Member member) noexcept
     cdef int _give_back(self, Flight flight) except -1
     cdef int _refuse_packet(self, Engine engine, FrameReader reader, object code, object message,
                             object details) except -1
@@ -121,15 +157,14 @@ cdef class Switch(Acceptor):
     cdef int _next(self, Flight flight, int64_t now) except -1
     cdef int _ended(self, int32_t number, bytes packet_id, bint success, int64_t now) except -1
     cdef int _await(self, Flight flight, FrameReader reader, int64_t now) except -1
-    cdef bint _in_cycle(self, int32_t number, bytes packet_id, object needs) except -1
+    cdef int _in_cycle(self, int32_t number, bytes packet_id, object needs) except? -2
     cdef int _arm(self, int64_t deadline) except -1
     cdef int _flush_dirty(self) except -1
-    cdef int _lose_flight(self, Flight flight, Member member, int64_t now) except -1
+    cdef int _lose_target(self, Flight flight, Member member, int64_t now) except -1
     cdef object _id_of(self, Flight flight)
     cdef int _attach(self, Flight flight, Member member, int64_t seq) except -1
     cdef int _retries_of(self, FrameReader reader) noexcept
     cdef bint _another(self, Flight flight, Member member) except -1
-    cdef Flight _local_flight(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n)
     cdef int _start(self, Flight flight, FrameReader reader, int64_t now) except -1
     cdef int _start_ready(self, int64_t now) except -1
     cdef Route _route_or_refuse(self, Engine engine, Principal principal, FrameReader reader)

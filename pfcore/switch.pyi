@@ -6,7 +6,6 @@ from pfcore.budget import Account, Budget
 from pfcore.dispatch import Dispatcher
 from pfcore.engine import Acceptor, Engine
 from pfcore.flights import Member, Principal, Route
-from pfcore.ledger import Ledger
 
 __all__ = ["Switch"]
 
@@ -21,9 +20,9 @@ class Switch(Acceptor):
         arm: Callable[[int], object] | None = None,
         max_flights: int = 262_144,
         max_queue: int = 16_384,
-        max_held: int = 67_108_864,
         max_routes: int = 131_072,
-        ledger: Ledger | None = None,
+        max_remembered: int = 100_000,
+        max_results: int = 16_777_216,
         on_failure: Callable[[str, str, str, str, str | None, object], object] | None = None,
         budget: Budget | None = None,
         link_bytes: int = 134_217_728,
@@ -63,6 +62,10 @@ class Switch(Acceptor):
     def budget(self) -> Budget: ...
     def join(self, engine: Engine) -> None: ...
     def start(self, now: int) -> None: ...
+    def set_principals(self, count: int) -> None: ...
+    def forget_principal(self, principal: Principal) -> None: ...
+    @property
+    def held(self) -> int: ...
     def set_inner(self, engine: Engine) -> None: ...
     def update(self, engine: Engine) -> None: ...
     def drain_member(self, member: Member, draining: bool = True) -> None: ...

@@ -1,12 +1,14 @@
 """The gateway's routing: packets from link to link without decoding `data`. See ``switch.pxd``."""
 
+from collections import OrderedDict, deque
+
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
-from pfcore.budget cimport Account, Budget
+from pfcore.budget cimport Account, Budget, shared_room
 from pfcore.buffers cimport OP_TEXT, OutputBuffer
 from pfcore.dispatch cimport Handler, Job
 from pfcore.engine cimport (
@@ -19,10 +21,10 @@ from pfcore.engine cimport (
     Engine,
     EngineState,
 )
-from pfcore.flights cimport REFUSALS, Flight, FlightState, Member, Policy, Principal, Route
+from pfcore.flights cimport REFUSALS, Asked, Flight, FlightState, Member, Policy, Principal, Route
 from pfcore.heap cimport PriorityHeap
 from pfcore.ids cimport ID_LENGTH, hash_key, write_id
-from pfcore.keys cimport KeyTable, Keyed
+from pfcore.keys cimport KeyTable, Keyed, concurrency_key
 from pfcore.ledger cimport Ledger, Outcome
 from pfcore.pending cimport PendingTable
 from pfcore.reader cimport (
@@ -30,6 +32,7 @@ from pfcore.reader cimport (
     F_DEPENDENCIES,
     F_ERROR,
     F_METADATA,
+    MAX_CODE,
     FrameReader,
     Text,
     decode_span,
@@ -39,6 +42,8 @@ from pfcore.reader cimport (
 )
 from pfcore.scan cimport Kind, Span, span_to_int64
 from pfcore.writer cimport (
+    encode_error,
+    metadata_again,
     put_failure_payload,
     put_literal,
     put_packet_extra,
@@ -50,9 +55,7 @@ from pfcore.writer cimport (
 from pfcore.pending import PendingFull
 
 cdef extern from "bytes_ops.h" nogil:
-    uint64_t pf_hash(const unsigned char* p, size_t n, uint64_t key) noexcept
     uint64_t pf_fingerprint(const unsigned char* p, size_t n, uint64_t key) noexcept
-    int pf_ctz64(uint64_t x) noexcept
 
 __all__ = ["Switch"]
 
@@ -66,6 +69,15 @@ cdef enum:
     MAX_STRANGERS = 16384        # elements remembered only because someone asked for them
     TRIES = 256                  # candidates looked at before all count as full
     POOL = 8192                  # flights kept to be used again
+    FLIGHT_BYTES = 512           # what a flight takes, besides its payload
+    NEED_BYTES = 256             # what each dependency takes that it waits for
+    LOOKED_AT = 64               # routes looked at for a reactor with room, before the rest waits for its turn
+    AT_ONCE = 256                # flights that expire, or start, before the loop has another turn
+    MAX_DOUBTS = 4               # links that did not answer a question, until nobody waits for the next
+    MAX_WALK = 256               # packets looked at for a cycle of dependencies
+    MAX_TRIED = 64               # reactors that announce nothing and may refuse one packet
+    MAX_TRIED_HERE = 4           # ... where we have a handler of our own
+    MAX_QUIET = 4096             # elements with a history that nobody handles any more
     GROUP_DF = 1
     GROUP_ED = 2
     GROUP_MC = 4
@@ -74,6 +86,16 @@ cdef enum:
 # ns after the start in which reactors may still be on their way: what is safe to send again waits for them
 cdef int64_t STARTING = 10000000000
 cdef int64_t SEEN_LATELY = 60000000000   # ns for which an element without a reactor is PF503, not PF001
+
+cdef int64_t ASK_AFTER = 50000000        # ns until a link that says nothing is asked whether it handles anything
+cdef int64_t WAIT_FOR_ASKED = 500000000  # ns that a packet waits for such an answer at most
+cdef int64_t DOUBTING = 60000000000      # ns for which those are remembered
+cdef int64_t CLEAR_REFUSALS = 1000000000 # ns: heartbeats make refusals forgotten no more often
+
+# Codes that are counted by their names; peers may choose any other.
+cdef frozenset _CODES = frozenset(
+    ("PF001", "PF400", "PF401", "PF403", "PF408", "PF409", "PF413", "PF424", "PF426", "PF429", "PF499", "PF500",
+     "PF502", "PF503"))
 
 # What says nothing of the packet itself: it never ran, and the same id may come again.
 cdef frozenset _NEVER_RAN = frozenset(
@@ -105,8 +127,10 @@ cdef class Switch(Acceptor):
     handler. `aliases`: two-letter keys to the standard ones. `arm`: called with
     the time (ns) at which `advance` is next needed. `max_flights`: packets
     under way (default 262,144). `max_queue`: packets that wait for one element
-    or reactor (default 16,384); `max_held`: bytes of payloads kept meanwhile
-    (default 64 MiB). `max_routes`: elements known at once (default 131,072).
+    or reactor (default 16,384). `max_routes`: elements known at once (default 131,072).
+    `max_remembered`: outcomes that are known (default 100,000), and `max_results`:
+    bytes of their results (default 16 MiB), in equal shares for `principals`
+    (default 1, see `set_principals`).
     `budget`: what all accounts may hold together (default: no bound); `link_bytes`:
     what may be held for an anonymous link (default 128 MiB).
     `on_failure`: called with ``(code, message, key, id, principal, traceparent or
@@ -114,11 +138,12 @@ cdef class Switch(Acceptor):
     """
 
     def __init__(self, dispatcher not None, permit, *, aliases=None, arm=None, Py_ssize_t max_flights=262144,
-                 Py_ssize_t max_queue=16384, Py_ssize_t max_held=67108864, Py_ssize_t max_routes=131072,
-                 ledger=None, on_failure=None, Budget budget=None, int64_t link_bytes=134217728,
+                 Py_ssize_t max_queue=16384, Py_ssize_t max_routes=131072, int32_t max_remembered=100000,
+                 int64_t max_results=16777216, on_failure=None, Budget budget=None, int64_t link_bytes=134217728,
                  uint64_t seed=1, int64_t now=0):
-        if max_queue < 1 or max_held < 1 or max_routes < 1:
-            raise ValueError("max_queue, max_held, max_routes: expected at least 1")
+        if max_queue < 1 or max_routes < 1:
+            raise ValueError("max_queue, max_routes: expected at least 1")
+        Ledger(bound=max_remembered, room=max_results)  # bad settings fail here
         self.dispatcher = dispatcher
         self.permit = permit
         self.aliases = aliases or {}
@@ -126,15 +151,30 @@ cdef class Switch(Acceptor):
         self.on_failure = on_failure
         self.routes = KeyTable()
         self.table = PendingTable(bound=max_flights, first_seq=FIRST_ROUTED, now=now)
-        self.ledger = Ledger() if ledger is None else ledger
-        self.again = FrameReader(max_depth=512)
+        self.ledgers = []
+        self.max_remembered = max_remembered
+        self.max_results = max_results
+        self.principals = 1
         self.scratch = OutputBuffer(limit=1 << 29)
         self.unlisted = []
         self.members = {}
-        self.queued_routes = {}
+        self.queued_routes = []
+        self.behind = {}
+        self.unasked = OrderedDict()
+        self.asked = OrderedDict()
+        self.curious = PriorityHeap()
+        self.quiet = OrderedDict()
+        self.gone = OrderedDict()
+        self.told = []
+        self.asking = Principal("gateway", 0, 63)
+        self.question = Route.__new__(Route)
+        self.question.name("df", "packetflow.anyone")
+        self.question.members = []
+        self.question.queue = PriorityHeap()
+        self.question.queued_at = -1
         self.renamed = {}
         self.awaited = {}
-        self.ready = []
+        self.ready = deque()
         self.pool = []
         self.dirty = []
         self.armed = -1
@@ -142,7 +182,6 @@ cdef class Switch(Acceptor):
         self.started = -STARTING
         self.chance = seed | 1
         self.max_queue = max_queue
-        self.max_held = max_held
         self.max_routes = max_routes
         self.budget = Budget(1 << 62) if budget is None else budget
         self.link_bytes = link_bytes
@@ -170,6 +209,8 @@ cdef class Switch(Acceptor):
         member.handles = () if handles is None else tuple(handles)
         member.listed = handles is not None
         engine.member = member
+        engine.account = member.account
+        member.asked = Asked.NOT_YET
         return member
 
     def join(self, Engine engine not None):
@@ -180,7 +221,144 @@ cdef class Switch(Acceptor):
         if member.listed:
             self._list(member, member.handles)
         else:
-            self.unlisted.append(member)
+            member.asked_at = engine.now
+            self.unasked[member] = None
+            self._arm_at(engine.now + ASK_AFTER)
+
+    def set_principals(self, Py_ssize_t count):
+        """Among how many the memory of outcomes is shared, for those who have none yet."""
+        self.principals = max(count, 1)
+
+    cdef Ledger _ledger_of(self, Principal principal):
+        """A share of its own: what is remembered of one principal is never pushed out by another."""
+        if principal.ledger is None:
+            principal.ledger = Ledger(
+                bound=max(min(1000, self.max_remembered), <int32_t>(self.max_remembered // self.principals)),
+                room=self.max_results // self.principals)
+            self.ledgers.append(principal.ledger)
+        return principal.ledger
+
+    def forget_principal(self, Principal principal not None):
+        """It is no more: what was remembered of it goes."""
+        if principal.ledger is not None:
+            self.ledgers.remove(principal.ledger)
+            principal.ledger = None
+
+    # ---------------------------------------------------------------- does it handle anything?
+
+    cdef int _ask(self, Member member) except -1:
+        """Asks a link that announces nothing for an element that nobody has: a reactor says PF001 at once."""
+        cdef OutputBuffer out = member.engine.out
+        cdef Flight flight
+        cdef unsigned char[ID_LENGTH] text
+        member.asked = Asked.IN_FLIGHT
+        member.asked_at = self.now
+        self.unasked.pop(member, None)
+        self.asked[member] = None
+        if member.engine.state != EngineState.OPEN or member.engine.fatal != 0:
+            return 0
+        write_id(text)
+        flight = self._new_flight()
+        try:
+            flight.slot = self.table.insert(flight, text, ID_LENGTH, self.now + 4 * WAIT_FOR_ASKED)
+        except PendingFull:
+            return 0  # it counts as one that does not answer
+        flight.seq = self.table.entries[flight.slot].seq
+        flight.state = FlightState.SENT
+        flight.principal = self.asking
+        flight.account = member.account
+        flight.route = self.question
+        flight.accepted = flight.sent = self.now
+        flight.deadline = self.now + 4 * WAIT_FOR_ASKED
+        self.question.flights += 1
+        member.account.flights += 1
+        member.gets(flight)
+        try:
+            out.begin_message()
+            put_literal(out, b'{"type":"submit","seq":')
+            out.put_int(flight.seq)
+            put_literal(out, b',"payload":{"version":"1.0","id":"')
+            out.put(text, ID_LENGTH)
+            put_literal(out, b'","group":"df","element":"packetflow.anyone","data":null,"priority":1}}')
+            out.end_message(OP_TEXT)
+        except BufferError as error:
+            return member.engine._overflow(error)
+        self._arm_at(self.now + WAIT_FOR_ASKED)
+        return self._touch(member, member.outstanding)
+
+    cdef int _has_answered(self, Member member) except -1:
+        """It is a reactor: from now on it is tried for what nobody announces."""
+        if member.asked == Asked.ANSWERED or member.listed or member.gone:
+            return 0
+        member.asked = Asked.ANSWERED
+        self.unasked.pop(member, None)
+        self.asked.pop(member, None)
+        self.unlisted.append(member)
+        return self._place_curious()
+
+    cdef bint _awaits_word(self, Route route, Member origin) except -1:
+        """Is there a question whose answer may bring a handler for this route? Not for longer than half a second."""
+        if route.local:
+            if not route.yields:
+                return False
+            if (origin is not None and not origin.gone and not origin.listed and origin.asked <= Asked.IN_FLIGHT
+                    and self.now - origin.asked_at < WAIT_FOR_ASKED):
+                return True  # one who has just come may be the handler of its own packet
+            # we have a handler ourselves: after a few who never answered nobody waits for strangers any more
+            if self.doubts >= MAX_DOUBTS and self.now - self.doubted < DOUBTING:
+                return False
+        self._give_up()
+        return len(self.unasked) > 0 or len(self.asked) > 0
+
+    cdef int _give_up(self) except -1:
+        """Those that were asked and have not answered in time."""
+        cdef Member member
+        while self.asked:
+            member = <Member>next(iter(self.asked))
+            if self.now - member.asked_at < WAIT_FOR_ASKED:
+                break
+            del self.asked[member]
+            self._doubt(member)
+        return 0
+
+    cdef void _doubt(self, Member member) noexcept:
+        """It did not answer in time."""
+        if member.asked == Asked.IN_FLIGHT:
+            member.asked = Asked.SILENT
+            if self.now - self.doubted >= DOUBTING:
+                self.doubts = 0
+            self.doubts += 1
+            self.doubted = self.now
+
+    cdef int _look_after_newcomers(self) except -1:
+        """Asks those that have said nothing for a while, and lets go what has waited for them long enough."""
+        cdef Member member
+        while self.unasked:
+            member = <Member>next(iter(self.unasked))
+            if self.now - member.asked_at < ASK_AFTER:
+                self._arm_at(member.asked_at + ASK_AFTER)
+                break
+            self._ask(member)
+        self._give_up()
+        if self.curious.live() > 0:
+            self._place_curious()
+        if self.asked:
+            self._arm_at((<Member>next(iter(self.asked))).asked_at + WAIT_FOR_ASKED)
+        return 0
+
+    cdef int _place_curious(self) except -1:
+        """Those that waited for an answer look again; who may wait on waits on."""
+        cdef Flight flight
+        cdef list waiting = []
+        while self.curious.live() > 0:
+            flight = <Flight>self.curious.pop()
+            self._left_queue(flight)
+            waiting.append(flight)
+        for flight in waiting:
+            self._place(flight, None, self.now)
+        return 0
+
+    # ---------------------------------------------------------------- life and announcements
 
     def start(self, int64_t now):
         """Begins, or begins again after a drain."""
@@ -196,18 +374,34 @@ cdef class Switch(Acceptor):
         cdef Member member = <Member>self.members.get(engine)
         if member is None:
             return
-        if member.refused != NULL:
-            memset(member.refused, 0, REFUSALS * sizeof(uint64_t))
-        member.strikes = None
+        self.now = engine.now
+        if engine.now - member.cleared >= CLEAR_REFUSALS:
+            # it may have registered more since
+            member.cleared = engine.now
+            if member.refused != NULL:
+                memset(member.refused, 0, REFUSALS * sizeof(uint64_t))
+            member.strikes = None
         if engine.peer_window > 0:
             member.announced_window = engine.peer_window
             member.window = engine.peer_window if member.cap == 0 else min(engine.peer_window, member.cap)
         if engine.peer_capabilities is not None:
-            if member in self.unlisted:
-                self.unlisted.remove(member)
+            if not member.listed:
+                self._know(member)
             self._list(member, engine.peer_capabilities)
             engine.peer_capabilities = member.handles  # the same strings for every link that announces them
+            if self.curious.live() > 0:
+                self._place_curious()
+        elif not member.listed and (member.asked == Asked.NOT_YET or (
+                member.asked == Asked.SILENT and engine.now - member.asked_at >= CLEAR_REFUSALS)):
+            self._ask(member)
         self._pump(member, engine.now)
+
+    def _know(self, Member member):
+        """It is no longer one that announces nothing."""
+        self.unasked.pop(member, None)
+        self.asked.pop(member, None)
+        if member.asked == Asked.ANSWERED and member in self.unlisted:
+            self.unlisted.remove(member)
 
     def _list(self, Member member, keys):
         """Sets what a member handles; keys that are not valid are passed over."""
@@ -235,23 +429,50 @@ cdef class Switch(Acceptor):
         for route in member.routes - wanted:
             self._leave_route(member, route)
         for route in wanted - member.routes:
+            self.quiet.pop(route, None)
             route.members.append(member)
             route.announced += 1
             member.routes.add(route)
+        member.looked_at = None
 
     def _learn(self, Member member, Route route):
         """It announces nothing, and has answered: once somebody announces the element, it shares the work."""
         if len(member.routes) < MAX_ANNOUNCED:
             route.members.append(member)
             member.routes.add(route)
+            member.looked_at = None
 
     def _leave_route(self, Member member, Route route):
         member.routes.discard(route)
         route.members.remove(member)
         if member.listed:
             route.announced -= 1
+        member.looked_at = None
         if not route.members:
             route.last_served = self.now if self.now > 0 else 1
+            self._quieten(route)
+
+    def _quieten(self, Route route):
+        """Nobody handles it any more: it is kept for its history, the latest of such; the rest as a time alone."""
+        cdef Route old
+        if route.local or route is self.question:
+            return
+        if route.succeeded == 0 and route.failed == 0:
+            self._drop_route(route)
+            return
+        self.quiet[route] = None
+        if len(self.quiet) > MAX_QUIET:
+            old = <Route>self.quiet.popitem(last=False)[0]
+            self._drop_route(old)
+
+    def _drop_route(self, Route route):
+        if route.flights > 0 or route.members or route.local or route.queued_at >= 0 \
+                or <object>self.routes.by_key.get(route.key) is not route:
+            return
+        self.gone[route.key] = route.last_served
+        self.routes.take(route.key)
+        while len(self.gone) > MAX_STRANGERS:
+            self.gone.popitem(last=False)
 
     def drain_member(self, Member member not None, bint draining=True):
         """No new work to this reactor, or again."""
@@ -263,7 +484,7 @@ cdef class Switch(Acceptor):
         cdef int moved = 0
         self.now = now
         source.draining = True
-        while source.queue is not None and len(source.queue) > 0:
+        while source.queue is not None and source.queue.live() > 0:
             flight = <Flight>source.queue.pop()
             self._left_queue(flight)
             moved += 1
@@ -298,7 +519,6 @@ cdef class Switch(Acceptor):
         """A link has gone: its work goes to others or fails, its own submits are taken back."""
         cdef Member member = <Member>self.members.pop(engine, None)
         cdef Flight flight
-        cdef int32_t slot
         if member is None:
             return
         self.now = now
@@ -306,43 +526,50 @@ cdef class Switch(Acceptor):
         engine.records = False
         for route in list(member.routes):
             self._leave_route(member, route)
-        if member in self.unlisted:
-            self.unlisted.remove(member)
-        if member.outstanding > 0 or member.submitted > 0 or (member.queue is not None and len(member.queue) > 0):
-            for slot in range(self.table.used):
-                if self.table.entries[slot].seq != 0:
-                    flight = <Flight>self.table.entries[slot].waiter
-                    self._lose_flight(flight, member, now)
+        if not member.listed:
+            self._know(member)
+        self.behind.pop(member, None)
+        while member.mine != NULL:
+            self._lose_origin(<Flight>member.mine, member)
+        while member.theirs != NULL:
+            self._lose_target(<Flight>member.theirs, member, now)
+        while member.queue is not None and member.queue.live() > 0:
+            flight = <Flight>member.queue.pop()
+            self._left_queue(flight)
+            self._place(flight, None, now)
         engine.member = None
         member.queue = None
         self._flush_dirty()
 
-    cdef int _lose_flight(self, Flight flight, Member member, int64_t now) except -1:
-        """What the loss of a link means for a flight."""
-        if flight.attached is not None:
-            flight.attached = [pair for pair in flight.attached if pair[0] is not member] or None
-        if flight.origin is member:
-            flight.origin = None
-            member.submitted -= 1
-            if flight.retries == 0 and flight.attached is None and flight.state != FlightState.LOCAL:
-                # nobody waits any more (a local one's handler was told by its engine)
-                if flight.state == FlightState.SENT and flight.target is not member:
-                    self._withdraw(flight)
-                self._forget(flight)
-                return 0
-        if flight.target is member or (flight.home is not None and flight.home is member.queue):
-            if flight.state == FlightState.QUEUED:
-                self._leave_queue(flight)
-                return self._place(flight, None, now)
-            self._leave_target(flight)
-            if flight.retries > 0:
-                flight.retries -= 1
-                self.retried += 1
-                return self._place(flight, None, now)
-            return self._fail(flight, "PF502",
-                              "the connection of the reactor that handled it was lost; it may have run or not", None,
-                              now)
+    cdef int _lose_origin(self, Flight flight, Member member) except -1:
+        """The link that submitted it has gone."""
+        member.has_ended(flight)
+        if flight.retries == 0 and flight.state != FlightState.LOCAL and not self._attached(flight):
+            # nobody waits any more (a local one's handler was told by its engine)
+            if flight.state == FlightState.SENT and flight.target is not None and not flight.target.gone:
+                self._withdraw(flight)
+            self._forget(flight)
         return 0
+
+    cdef bint _attached(self, Flight flight) except -1:
+        """Does another submit wait for it? Those whose links have gone do not count any more."""
+        if flight.attached is None:
+            return False
+        flight.attached = [pair for pair in flight.attached if not (<Member>pair[0]).gone] or None
+        return flight.attached is not None
+
+    cdef int _lose_target(self, Flight flight, Member member, int64_t now) except -1:
+        """The link that has it has gone."""
+        member.lets_go(flight)
+        if flight.route is self.question:
+            return self._give_back(flight)
+        if flight.retries > 0:
+            flight.retries -= 1
+            self.retried += 1
+            return self._place(flight, None, now)
+        return self._fail(flight, "PF502",
+                          "the connection of the reactor that handled it was lost; it may have run or not", None,
+                          now)
 
     def _withdraw(self, Flight flight):
         """Tells the reactor that has it, where it understands."""
@@ -368,6 +595,8 @@ cdef class Switch(Acceptor):
             return None
         route.members = []
         route.queue = PriorityHeap()
+        route.queued_at = -1
+        route.last_served = <int64_t>self.gone.pop(route.key, 0)
         route.alias = self.aliases.get(route.key)
         route.policy = <Policy>self.policies[route.group]
         route.may_submit, route.may_handle, route.may_replace = self.permit(route.key)
@@ -379,7 +608,7 @@ cdef class Switch(Acceptor):
         """Makes room: elements that nobody handles and nothing waits for are forgotten."""
         cdef Route route
         idle = [route for route in self.routes.by_key.values()
-                if not route.members and not route.local and route.flights == 0]
+                if not route.members and not route.local and route.flights == 0 and route not in self.quiet]
         for route in idle:
             del self.routes.by_key[route.key]
         if idle:
@@ -396,8 +625,9 @@ cdef class Switch(Acceptor):
             group = group_code(reader.group)
             element = text_to_str(reader.element.p, reader.element.n, True)
             alias = self.aliases.get(f"{group}:{element}")
-            if len(self.unlisted) == 0 and alias is None and not (
-                    self.now - self.started < STARTING and self._retries_of(reader) > 0):
+            if len(self.unlisted) == 0 and not self.unasked and not self.asked and alias is None and not (
+                    self.now - self.started < STARTING and self._retries_of(reader) > 0) \
+                    and f"{group}:{element}" not in self.gone:
                 # nobody could have it: such elements are not worth remembering
                 if not self.permit(f"{group}:{element}")[0] >> principal.role & 1:
                     self._refuse_packet(engine, reader, "PF403", f"not allowed for this principal: {group}:{element}",
@@ -520,6 +750,10 @@ cdef class Switch(Acceptor):
             n = len(members)
             if n == 0:
                 return None
+            # refusals are remembered, but many links that refuse must not make one packet's way long
+            if flight is not None and flight.tried is not None and len(flight.tried) >= (
+                    MAX_TRIED_HERE if route.local else MAX_TRIED):
+                return None
         if n == 1:
             a = <Member>members[0]
             if not self._eligible(a, route, flight):
@@ -571,15 +805,9 @@ cdef class Switch(Acceptor):
 
     cdef bint _key_of(self, FrameReader reader, Route route, uint64_t* key) noexcept:
         """The packet's metadata.key, for rm else data.key, hashed; False where it has none."""
-        cdef Span span
         if route.policy != Policy.STICKY and route.policy != Policy.KEYED:
             return False
-        if find_key(&reader.fields[<int>F_METADATA], b"key", 3, &span) or (
-                route.policy == Policy.KEYED and find_key(&reader.fields[<int>F_DATA], b"key", 3, &span)):
-            if span.kind != Kind.NULL_ and span.kind != Kind.ABSENT:
-                key[0] = pf_hash(span.p, <size_t>span.n, hash_key())
-                return True
-        return False
+        return concurrency_key(reader, route.policy == Policy.KEYED, key)
 
     # ---------------------------------------------------------------- packets in
 
@@ -603,7 +831,20 @@ cdef class Switch(Acceptor):
                 member.dirty = False
                 # a link in the middle of a batch of its own writes by itself at the end of it
                 if not member.gone and not member.engine.in_batch and member.engine.flush_now is not None:
-                    member.engine.flush_now()
+                    self._write_now(member.engine)
+        if self.told:
+            self._tell()
+        return 0
+
+    cdef int _write_now(self, Engine engine) noexcept:
+        """What goes wrong while a link writes is that link's, and nothing that is under way here suffers."""
+        try:
+            engine.flush_now()
+        except Exception as error:
+            try:
+                engine._die(1011, f"writing failed: {type(error).__name__}")
+            except Exception:
+                pass
         return 0
 
     cdef int _touch(self, Member member, int64_t in_flight) except -1:
@@ -619,32 +860,55 @@ cdef class Switch(Acceptor):
         # As in Engine.worth_writing: while they work on this, we go on
         if engine.out.size >= LEAST_WRITE and not engine.paused and engine.flush_now is not None and (
                 engine.out.size >= GOOD_WRITE or engine.out.size >= in_flight * WRITE_PER_SUBMIT):
-            engine.flush_now()
+            self._write_now(engine)
         return 0
 
     cdef int _refuse_packet(self, Engine engine, FrameReader reader, object code, object message,
                             object details) except -1:
-        self.refusals[code] = self.refusals.get(code, 0) + 1
+        self._count(code)
         if self.on_failure is not None:
-            self._tell_refusal(engine, reader, code, message)
+            self._note_failure(<Member>engine.member, reader, code, message)
         return engine.respond_error(reader.seq, reader.id.p, reader.id.n, code, message, details, 0)
 
-    def _tell_refusal(self, Engine engine, FrameReader reader, code, message):
-        cdef Member member = <Member>engine.member
-        metadata = reader.decode(F_METADATA)
-        self.on_failure(
-            code, message,
-            f"{group_code(reader.group)}:{text_to_str(reader.element.p, reader.element.n, True)}",
-            text_to_str(reader.id.p, reader.id.n, False), member.principal.name if member is not None else None,
-            metadata.get("traceparent") if isinstance(metadata, dict) else None)
+    cdef int _count(self, object code) except -1:
+        # peers choose codes: those that nobody knows are one
+        if code not in _CODES:
+            code = "other"
+        self.refusals[code] = self.refusals.get(code, 0) + 1
+        return 0
 
-    def _tell_failure(self, Flight flight, code, message, bytes packet_id):
-        metadata = None
-        if flight.held != NULL and flight.length > flight.head:
-            self._read_held(flight, 1)
-            metadata = self.again.decode(F_METADATA)
-        self.on_failure(code, message, flight.route.key, packet_id.decode("utf-8", "replace"), flight.principal.name,
-                        metadata.get("traceparent") if isinstance(metadata, dict) else None)
+    cdef int _note_failure(self, Member member, FrameReader reader, object code, object message) except -1:
+        """For the log, which is told once nothing is under way."""
+        if len(self.told) < AT_ONCE:
+            metadata = reader.decode(F_METADATA)
+            self.told.append((
+                code, message,
+                f"{group_code(reader.group)}:{text_to_str(reader.element.p, reader.element.n, True)}",
+                text_to_str(reader.id.p, reader.id.n, False), member.principal.name if member is not None else None,
+                metadata.get("traceparent") if isinstance(metadata, dict) else None))
+            if not self.in_batch:
+                self._arm_at(self.now)
+        return 0
+
+    def _note_lost(self, Flight flight, FrameReader reader, code, message, bytes packet_id):
+        if len(self.told) < AT_ONCE:
+            metadata = reader.decode(F_METADATA) if reader is not None else None
+            if reader is None and flight.held != NULL and flight.length > flight.head:
+                reader, _ = self._held_reader(flight, 1)
+                metadata = (<FrameReader>reader).decode(F_METADATA)
+            self.told.append((code, message, flight.route.key, packet_id.decode("utf-8", "replace"),
+                              flight.principal.name,
+                              metadata.get("traceparent") if isinstance(metadata, dict) else None))
+            if not self.in_batch:
+                self._arm_at(self.now)
+
+    def _tell(self):
+        told, self.told = self.told, []
+        for one in told:
+            try:
+                self.on_failure(*one)
+            except Exception:
+                pass  # a log that fails is not a packet's fault
 
     cdef Flight _flight_of(self, int32_t number, const unsigned char* packet_id, Py_ssize_t n, bint* clash):
         """The principal's flight of that id. `clash`: someone else has one of the same id."""
@@ -677,11 +941,16 @@ cdef class Switch(Acceptor):
         cdef Outcome* outcome
         cdef const unsigned char* payload
         cdef bint clash
+        cdef Ledger ledger
+        cdef Account account
         self.now = now
         if member is None:
             return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF503", "this link is closing", None, 0)
+        if member.asked == Asked.NOT_YET and not member.listed and member.number > 0:
+            self._ask(member)
         principal = member.principal
-        tag = self.ledger.expect(principal.number, reader.id.p, reader.id.n)
+        ledger = self._ledger_of(principal)
+        tag = ledger.expect(principal.number, reader.id.p, reader.id.n)
         route = self._route_or_refuse(engine, principal, reader)
         if route is None:
             return 0
@@ -691,9 +960,9 @@ cdef class Switch(Acceptor):
             if flight.fingerprint != fingerprint:
                 return self._refuse_packet(engine, reader, "PF409", "another packet with this id is in flight", None)
             return self._attach(flight, member, reader.seq)
-        outcome = self.ledger.find(tag, principal.number, reader.id.p, reader.id.n, now)
+        outcome = ledger.find(tag, principal.number, reader.id.p, reader.id.n, now)
         if outcome != NULL:
-            payload = self.ledger.payload(outcome, now)
+            payload = ledger.payload(outcome, now)
             if outcome.fingerprint != fingerprint or payload == NULL:
                 return self._refuse_packet(
                     engine, reader, "PF409", "another packet with this id has ended" if payload != NULL
@@ -710,29 +979,37 @@ cdef class Switch(Acceptor):
             return self._refuse_packet(
                 engine, reader, "PF429", f"{engine.window} packets of this connection are under way, the most that may",
                 {"retry_after_ms": RETRY_AFTER_MS})
+        # all that could refuse it comes before anything has begun
+        account = member.account
+        if not shared_room(self.table.bound, self.table.count, account.flights):
+            return self._refuse_packet(
+                engine, reader, "PF429", f"max_flights: {self.table.count} packets are under way,"
+                f" {account.flights} of them for {account.name}, at most {self.table.bound} may be",
+                {"retry_after_ms": RETRY_AFTER_MS})
+        if not account.room(FLIGHT_BYTES):
+            account.refused += 1
+            return self._refuse_packet(engine, reader, "PF429", account.refusal(FLIGHT_BYTES),
+                                       {"retry_after_ms": RETRY_AFTER_MS})
         if reader.fields[<int>F_DEPENDENCIES].kind == Kind.ARRAY and reader.fields[<int>F_DEPENDENCIES].n > 2:
-            flight = self._begin(member, route, reader, clash, now)
-            if flight is None:
-                return 0
-            flight.fingerprint = fingerprint
-            flight.tag = tag
+            flight = self._begin(member, route, reader, clash, fingerprint, tag, now)
             return self._await(flight, reader, now)
-        if route.local and route.announced == 0 and not (route.yields and len(self.unlisted) > 0):
-            return self._run_here(member, route, reader, tag, fingerprint, self._retries_of(reader), now)
-        flight = self._begin(member, route, reader, clash, now)
-        if flight is None:
-            return 0
-        flight.fingerprint = fingerprint
-        flight.tag = tag
+        if self._here(route, member):
+            return self._run_here(member, route, reader, tag, fingerprint, clash, now)
+        flight = self._begin(member, route, reader, clash, fingerprint, tag, now)
         return self._place(flight, reader, now)
+
+    cdef bint _here(self, Route route, Member origin) except -1:
+        """Is it ours to handle, with nobody to ask before?"""
+        return route.local and route.announced == 0 and not (
+            route.yields and (len(self.unlisted) > 0 or self._awaits_word(route, origin)))
 
     def _alias_of(self, Route route):
         """The route that a two-letter code means, or None where nobody can have it."""
         cdef Route other = <Route>self.routes.by_key.get(route.alias)
-        if other is None and len(self.unlisted) > 0:
+        if other is None and (len(self.unlisted) > 0 or self.unasked or self.asked):
             group, _, element = route.alias.partition(":")
             other = <Route>self._make_route(group, element)
-        return other if other is not None and (self._served(other) or len(self.unlisted) > 0) else None
+        return other if other is not None and (self._served(other) or len(self.unlisted) > 0 or self.unasked or self.asked) else None
 
     cdef int _retries_of(self, FrameReader reader) noexcept:
         cdef Span span
@@ -750,9 +1027,7 @@ cdef class Switch(Acceptor):
         """The same packet again, while it runs: both submits get its one answer."""
         self.duplicates += 1
         if flight.origin is None:
-            flight.origin = member
-            flight.origin_seq = seq
-            member.submitted += 1
+            member.submits(flight, seq)
             return 0
         if flight.attached is None:
             flight.attached = []
@@ -770,46 +1045,57 @@ cdef class Switch(Acceptor):
 
     # ---------------------------------------------------------------- a flight's way
 
-    cdef Flight _begin(self, Member origin, Route route, FrameReader reader, bint renamed, int64_t now):
-        """A flight for the packet, in the table; None if it was refused for want of room."""
-        cdef Flight flight
+    cdef Flight _begin(self, Member origin, Route route, FrameReader reader, bint renamed, uint64_t fingerprint,
+                       uint32_t tag, int64_t now):
+        """A flight for the packet, in the table. `accept` has seen to it that there is room."""
+        cdef Flight flight = self._new_flight()
         cdef unsigned char[ID_LENGTH] text
         cdef const unsigned char* packet_id = reader.id.p
         cdef Py_ssize_t n = reader.id.n
         cdef int64_t timeout = (reader.timeout_ms if reader.timeout_ms > 0 else DEFAULT_TIMEOUT_MS) * MILLISECOND
-        if self.pool:
-            flight = <Flight>self.pool.pop()
-        else:
-            flight = Flight.__new__(Flight)
+        cdef bytes own_id = None
+        cdef uint64_t key_hash = 0
+        cdef bint has_key = self._key_of(reader, route, &key_hash)
+        cdef int retries = self._retries_of(reader)
         if renamed:
             # another principal has a packet of the same id: the two must not meet anywhere
+            own_id = PyBytes_FromStringAndSize(<const char*>packet_id, n)
             write_id(text)
             packet_id = text
             n = ID_LENGTH
-        try:
-            flight.slot = self.table.insert(flight, packet_id, n, now + timeout)
-        except PendingFull as full:
-            self._refuse_packet(origin.engine, reader, "PF429", str(full), {"retry_after_ms": RETRY_AFTER_MS})
-            return None
+        flight.slot = self.table.insert(flight, packet_id, n, now + timeout)
+        # from here on nothing raises
         flight.seq = self.table.entries[flight.slot].seq
         flight.state = FlightState.WAITING
         flight.priority = reader.priority
-        flight.origin = origin
-        flight.origin_seq = reader.seq
         flight.principal = origin.principal
+        flight.account = origin.account
+        flight.cost = FLIGHT_BYTES
+        flight.account.settle(FLIGHT_BYTES)
+        flight.account.flights += 1
         flight.route = route
         flight.accepted = now
         flight.deadline = now + timeout
-        flight.retries = self._retries_of(reader)
-        flight.has_key = self._key_of(reader, route, &flight.key_hash)
-        origin.submitted += 1
+        flight.retries = retries
+        flight.has_key = has_key
+        flight.key_hash = key_hash
+        flight.fingerprint = fingerprint
+        flight.tag = tag
+        origin.submits(flight, reader.seq)
         route.flights += 1
-        if renamed:
-            flight.own_id = PyBytes_FromStringAndSize(<const char*>reader.id.p, reader.id.n)
-            self.renamed[(flight.principal.number, flight.own_id)] = flight
-        if self.armed < 0 or flight.deadline < self.armed:
-            self._arm(flight.deadline)
+        if own_id is not None:
+            flight.own_id = own_id
+            self.renamed[(flight.principal.number, own_id)] = flight
+        self._arm_at(flight.deadline)
         return flight
+
+    cdef Flight _new_flight(self):
+        return <Flight>self.pool.pop() if self.pool else Flight.__new__(Flight)
+
+    cdef int _arm_at(self, int64_t deadline) except -1:
+        if self.armed < 0 or deadline < self.armed:
+            return self._arm(deadline)
+        return 0
 
     cdef int _arm(self, int64_t deadline) except -1:
         self.armed = deadline
@@ -825,13 +1111,16 @@ cdef class Switch(Acceptor):
         return PyBytes_FromStringAndSize(<const char*>self.table.id_of(flight.slot),
                                          self.table.entries[flight.slot].id_length)
 
-    cdef int _hold(self, Flight flight, FrameReader reader) except -1:
-        """Keeps the payload, for a reactor that has yet to be found."""
+    cdef bint _hold(self, Flight flight, FrameReader reader) except -1:
+        """Keeps the payload, for a reactor that has yet to be found. False, and it has failed: there is no room."""
         cdef OutputBuffer out = self.scratch
         cdef Text element, wire
         cdef Py_ssize_t start
+        cdef bytes metadata
+        cdef unsigned char* held
         if flight.held != NULL:
-            return 0
+            return True
+        metadata = metadata_again(reader)
         out.clear()
         element.p = NULL
         wire.p = NULL
@@ -843,17 +1132,23 @@ cdef class Switch(Acceptor):
             element.n = PyBytes_GET_SIZE(flight.route.element)
         put_packet_head(out, reader, element, wire)
         start = out.size
-        put_packet_extra(out, reader)
-        flight.held = <unsigned char*>malloc(<size_t>out.size)
-        if flight.held == NULL:
+        put_packet_extra(out, reader, metadata)
+        if not flight.account.take(out.size):
+            self._fail(flight, "PF429", flight.account.refusal(out.size), {"retry_after_ms": RETRY_AFTER_MS}, self.now)
+            return False
+        held = <unsigned char*>malloc(<size_t>out.size)
+        if held == NULL:
+            flight.account.settle(-out.size)
             raise MemoryError()
-        memcpy(flight.held, out.data, <size_t>out.size)
+        memcpy(held, out.data, <size_t>out.size)
+        flight.held = held
         flight.head = start
         flight.length = out.size
+        flight.cost += out.size
         self.held_bytes += out.size
         if out.size > 65536:
             out.release()
-        return 0
+        return True
 
     cdef int _place(self, Flight flight, FrameReader reader, int64_t now) except -1:
         """Finds the flight its reactor. `reader`: the packet, where it is not held yet."""
@@ -869,9 +1164,12 @@ cdef class Switch(Acceptor):
             return self._queue(flight, target.queue, reader, now)
         if some:
             return self._queue(flight, route.queue, reader, now)
+        if (route.announced == 0 and (not route.local or route.yields) and now - flight.accepted < WAIT_FOR_ASKED
+                and self._awaits_word(route, flight.origin)):
+            return self._queue(flight, self.curious, reader, now)
         if route.local:
-            if reader is not None:
-                self._hold(flight, reader)
+            if reader is not None and not self._hold(flight, reader):
+                return 0
             return self._run_held(flight, now)
         if route.alias is not None:
             other = <Route>self._alias_of(route)
@@ -889,40 +1187,48 @@ cdef class Switch(Acceptor):
             return self._queue(flight, route.queue, reader, now)
         if route.last_served > 0 and now - route.last_served < SEEN_LATELY:
             return self._fail(flight, "PF503", f"no reactor for {route.key} is connected just now",
-                              {"retry_after_ms": 1000}, now)
-        return self._fail(flight, "PF001", f"no handler for {route.key}", None, now)
+                              {"retry_after_ms": 1000}, now, reader)
+        return self._fail(flight, "PF001", f"no handler for {route.key}", None, now, reader)
 
     def _rename_held(self, Flight flight):
         """The held packet's element becomes that of its route."""
         cdef OutputBuffer out = OutputBuffer(limit=1 << 29)
         cdef Text element, wire
-        self._read_held(flight, 1)
+        cdef FrameReader reader
+        cdef unsigned char* held
+        read, borrowed = self._held_reader(flight, 1)
+        reader = <FrameReader>read
+        metadata = metadata_again(reader)
         element.p = <const unsigned char*>PyBytes_AS_STRING(flight.route.element)
         element.n = PyBytes_GET_SIZE(flight.route.element)
         wire.p = NULL
-        put_packet_head(out, self.again, element, wire)
+        put_packet_head(out, reader, element, wire)
         start = out.size
-        put_packet_extra(out, self.again)
-        self.held_bytes += out.size - flight.length
-        free(flight.held)
-        flight.held = <unsigned char*>malloc(<size_t>out.size)
-        if flight.held == NULL:
+        put_packet_extra(out, reader, metadata)
+        held = <unsigned char*>malloc(<size_t>out.size)
+        if held == NULL:
             raise MemoryError()
-        memcpy(flight.held, out.data, <size_t>out.size)
+        memcpy(held, out.data, <size_t>out.size)
+        self.held_bytes += out.size - flight.length
+        flight.account.settle(out.size - flight.length)
+        flight.cost += out.size - flight.length
+        free(flight.held)
+        flight.held = held
         flight.head = start
         flight.length = out.size
 
-    def _read_held(self, Flight flight, int64_t seq):
-        """Reads a held packet into `again`; the bytes are in `scratch`."""
-        cdef OutputBuffer out = self.scratch
-        out.clear()
+    def _held_reader(self, Flight flight, int64_t seq):
+        """``(reader, buffer)``: a held packet, read. Of its own: whoever runs it may come back here meanwhile."""
+        cdef OutputBuffer out = OutputBuffer(limit=1 << 29)
+        cdef FrameReader reader = FrameReader(max_depth=512)
         put_literal(out, b'{"type":"submit","seq":')
         out.put_int(seq if seq > 0 else 1)
         put_literal(out, b',"payload":')
         self._put_held(flight, out)
         put_literal(out, b"}")
-        if self.again.read(out.data, out.size) < 0:
-            raise AssertionError(f"a packet that was checked does not read: {self.again.error()}")
+        if reader.read(out.data, out.size) < 0:
+            raise AssertionError(f"a packet that was checked does not read: {reader.error()}")
+        return reader, out
 
     def _put_held(self, Flight flight, OutputBuffer out):
         """The held payload with what is left of its time."""
@@ -936,9 +1242,16 @@ cdef class Switch(Acceptor):
     cdef int _send(self, Flight flight, Member target, FrameReader reader, int64_t now) except -1:
         cdef OutputBuffer out = target.engine.out
         cdef Text element, wire
+        cdef bytes metadata = None
+        cdef bint as_it_is
         # kept where another may have to be asked: after PF001, or a loss
         if reader is not None and flight.held == NULL and (flight.retries > 0 or not target.listed):
-            self._hold(flight, reader)
+            if not self._hold(flight, reader):
+                return 0
+        as_it_is = reader is not None and reader.usual and flight.own_id is None and PyBytes_GET_SIZE(
+            flight.route.element) == reader.element.n  # else it was a two-letter code
+        if reader is not None and not as_it_is:
+            metadata = metadata_again(reader)
         try:
             out.begin_message()
             put_literal(out, b'{"type":"submit","seq":')
@@ -946,8 +1259,7 @@ cdef class Switch(Acceptor):
             put_literal(out, b',"payload":')
             if reader is None:
                 self._put_held(flight, out)
-            elif reader.usual and flight.own_id is None and PyBytes_GET_SIZE(
-                    flight.route.element) == reader.element.n:  # else it was a two-letter code
+            elif as_it_is:
                 out.put(reader.payload.p, reader.payload.n)
             else:
                 element.p = <const unsigned char*>PyBytes_AS_STRING(flight.route.element)
@@ -958,41 +1270,40 @@ cdef class Switch(Acceptor):
                 if reader.timeout_ms > 0:
                     put_literal(out, b',"timeout_ms":')
                     out.put_int(reader.timeout_ms)
-                put_packet_extra(out, reader)
+                put_packet_extra(out, reader, metadata)
                 put_literal(out, b"}")
             put_literal(out, b"}")
             out.end_message(OP_TEXT)
         except BufferError as error:
             # it does not read: its own link ends, and with it this flight finds another or fails
             target.engine._overflow(error)
-            flight.target = target
-            target.outstanding += 1
+            flight.sent = now
             flight.state = FlightState.SENT
+            target.gets(flight)
             return 0
-        except BaseException:
-            out.cancel_message()
-            raise
         flight.state = FlightState.SENT
-        flight.target = target
         flight.sent = now
-        target.outstanding += 1
+        target.gets(flight)
         self.routed += 1
         return self._touch(target, target.outstanding)
 
     cdef int _queue(self, Flight flight, PriorityHeap heap, FrameReader reader, int64_t now) except -1:
-        if len(heap) >= self.max_queue or self.held_bytes >= self.max_held:
+        cdef Account account = flight.account
+        if not shared_room(self.max_queue, heap.live(), account.queued):
             return self._fail(
-                flight, "PF429", f"{len(heap)} packets wait for {flight.route.key} already, the most that may"
-                if len(heap) >= self.max_queue else f"{self.held_bytes} bytes of packets wait already",
+                flight, "PF429", f"max_waiting: {heap.live()} packets wait for {flight.route.key} already,"
+                f" {account.queued} in all for {account.name}, at most {self.max_queue} may",
                 {"retry_after_ms": RETRY_AFTER_MS}, now)
-        if reader is not None:
-            self._hold(flight, reader)
-        flight.state = FlightState.QUEUED
+        if reader is not None and not self._hold(flight, reader):
+            return 0
         flight.entry = heap.push(flight, flight.priority)
         flight.home = heap
+        flight.state = FlightState.QUEUED
+        account.queued += 1
         self.queued += 1
-        if heap is flight.route.queue:
-            self.queued_routes[flight.route] = None
+        if heap is flight.route.queue and flight.route.queued_at < 0:
+            flight.route.queued_at = len(self.queued_routes)
+            self.queued_routes.append(flight.route)
         return 0
 
     cdef int _leave_queue(self, Flight flight) except -1:
@@ -1002,45 +1313,93 @@ cdef class Switch(Acceptor):
         return 0
 
     def _left_queue(self, Flight flight):
+        cdef Route route = flight.route, last
         flight.entry = None
         self.queued -= 1
-        if flight.home is flight.route.queue and len(flight.home) == 0:
-            self.queued_routes.pop(flight.route, None)
+        flight.account.queued -= 1
+        if flight.home is route.queue and route.queue.live() == 0 and route.queued_at >= 0:
+            last = <Route>self.queued_routes.pop()
+            if last is not route:
+                self.queued_routes[route.queued_at] = last
+                last.queued_at = route.queued_at
+            route.queued_at = -1
         flight.home = None
 
     cdef int _leave_target(self, Flight flight) except -1:
         if flight.target is not None:
-            flight.target.outstanding -= 1
-            flight.target = None
+            flight.target.lets_go(flight)
         return 0
 
     cdef int _pump(self, Member member, int64_t now) except -1:
         """Gives a reactor that has room what waits for it, the most urgent first."""
-        cdef PriorityHeap best
-        cdef Flight flight, head
-        cdef Route route
+        member.unseen = len(self._routes_of(member))
+        return self._give_work(member, now)
+
+    cdef list _routes_of(self, Member member):
+        """Where work for a reactor may wait."""
+        if not member.listed:
+            return self.queued_routes
+        if member.looked_at is None:
+            member.looked_at = list(member.routes)
+        return member.looked_at
+
+    cdef int _give_work(self, Member member, int64_t now) except -1:
+        cdef Flight head
+        cdef bint urgent
         while self.queued > 0 and member.room(True) and not member.draining and not member.gone:
-            best = None
+            urgent = not member.room(False)  # only what an event may have is left
             head = None
-            if member.queue is not None and len(member.queue) > 0:
-                best = member.queue
-                head = <Flight>best.peek()
-            for route in self.queued_routes:
-                if len(route.queue) == 0 or (route not in member.routes if route.announced > 0
-                                             else member.listed or not self._eligible(member, route, None)):
-                    continue
-                flight = <Flight>route.queue.peek()
-                if flight.tried is not None and member in flight.tried:
-                    continue
-                if head is None or flight.priority > head.priority or (
-                        flight.priority == head.priority and flight.accepted < head.accepted):
-                    best = route.queue
-                    head = flight
-            if head is None or not member.room(head.route.group == GROUP_ED):
-                return 0
-            best.pop()
+            if member.queue is not None and member.queue.live() > 0:
+                head = <Flight>member.queue.peek()
+                if urgent and head.route.group != GROUP_ED:
+                    head = None
+            head = self._look(member, head, urgent)
+            if head is None:
+                break
+            head.home.pop()
             self._left_queue(head)
             self._send(head, member, None, now)
+        if member.unseen > 0 and self.queued > 0 and not member.gone:
+            # it has been through a part of its routes only: the rest when the loop has had a turn
+            self.behind[member] = None
+            self._arm_at(now)
+        return 0
+
+    cdef Flight _look(self, Member member, Flight head, bint urgent):
+        """The most urgent of `head` and what waits for any of the reactor's elements, of so many of them at a time."""
+        cdef list routes = self._routes_of(member)
+        cdef Py_ssize_t n = len(routes), left = LOOKED_AT
+        cdef Route route
+        cdef Flight flight
+        if n <= LOOKED_AT:
+            left = n
+            member.unseen = 0
+        while left > 0:
+            left -= 1
+            if member.cursor >= n:
+                member.cursor = 0
+            route = <Route>routes[member.cursor]
+            member.cursor += 1
+            if route.queued_at < 0 or (urgent and route.group != GROUP_ED):
+                continue
+            if not member.listed and (route.announced > 0 or not self._eligible(member, route, None)):
+                continue
+            flight = <Flight>route.queue.peek()
+            if flight.tried is not None and member in flight.tried:
+                continue
+            if head is None or flight.priority > head.priority or (
+                    flight.priority == head.priority and flight.accepted < head.accepted):
+                head = flight
+        if n > LOOKED_AT:
+            member.unseen = n if head is not None else member.unseen - LOOKED_AT
+        return head
+
+    cdef int _catch_up(self, int64_t now) except -1:
+        """Reactors with many elements that have not all been looked through; so many each time."""
+        cdef Member member
+        for member in list(self.behind)[:16]:
+            del self.behind[member]
+            self._give_work(member, now)
         return 0
 
     cdef int _next(self, Flight flight, int64_t now) except -1:
@@ -1065,7 +1424,11 @@ cdef class Switch(Acceptor):
         cdef const unsigned char* payload
         cdef Py_ssize_t length
         cdef object code = None
+        cdef bint never
         self.now = now
+        # first all that makes an object
+        if not reader.success:
+            code = self._code_of(reader)
         if slot >= 0 and ((<Flight>table.entries[slot].waiter).target is not member
                           or table.entries[slot].id_length != reader.id.n
                           or not _same(table.id_of(slot), reader.id.p, reader.id.n)):
@@ -1080,9 +1443,13 @@ cdef class Switch(Acceptor):
         if flight.state != FlightState.SENT:
             self.late += 1
             return False
+        if member.asked != Asked.ANSWERED and not member.listed:
+            self._has_answered(member)
+        if flight.route is self.question:
+            self._leave_target(flight)
+            self._give_back(flight)
+            return True
         if not reader.success:
-            error = decode_span(&reader.fields[<int>F_ERROR], None)
-            code = error.get("code") if isinstance(error, dict) else None
             if code == "PF001":
                 if not member.listed:
                     member.note_refusal(flight.route.hash)
@@ -1100,8 +1467,6 @@ cdef class Switch(Acceptor):
             member.strikes.pop(flight.route.hash, None)
         if not member.listed and code != "PF001" and flight.route not in member.routes:
             self._learn(member, flight.route)
-        member.latency = member.latency * 0.8 + 0.2 * <double>(now - flight.sent) if member.latency > 0 \
-            else <double>(now - flight.sent)
         payload = reader.payload.p
         length = reader.payload.n
         if not reader.usual or flight.own_id is not None:
@@ -1114,11 +1479,21 @@ cdef class Switch(Acceptor):
             put_result_payload(out, reader, own)
             payload = out.data
             length = out.size
+        member.latency = member.latency * 0.8 + 0.2 * <double>(now - flight.sent) if member.latency > 0 \
+            else <double>(now - flight.sent)
         self._leave_target(flight)
-        self._end(flight, payload, length, reader.success, code, now)
+        self._end(flight, payload, length, reader.success, code, False, now)
         if self.queued > 0:
             self._pump(member, now)
         return True
+
+    cdef object _code_of(self, FrameReader reader):
+        """The code of an answer that is an error; the reader has seen to it that it is a short string or absent."""
+        cdef Span span
+        if reader.fields[<int>F_ERROR].kind != Kind.OBJECT or not find_key(
+                &reader.fields[<int>F_ERROR], b"code", 4, &span) or span.kind != Kind.STRING:
+            return None
+        return decode_span(&span, None)
 
     cdef bint _another(self, Flight flight, Member member) except -1:
         """Is there another reactor for it, besides this one?"""
@@ -1139,13 +1514,18 @@ cdef class Switch(Acceptor):
         flight = <Flight>self.table.entries[slot].waiter
         if flight.target is not member or flight.state != FlightState.SENT:
             return False
+        if flight.route is self.question:
+            self._has_answered(member)
+            self._leave_target(flight)
+            self._give_back(flight)
+            return True
         self._leave_target(flight)
         self._fail(flight, code, message, details, engine.now)
         self._pump(member, engine.now)
         return True
 
     cdef int _end(self, Flight flight, const unsigned char* payload, Py_ssize_t length, bint success, object code,
-                  int64_t now) except -1:
+                  bint answered, int64_t now) except -1:
         """The flight's one outcome: to who waits for it, into the ledger, to who depends on it."""
         cdef bytes packet_id
         cdef const unsigned char* p = self.table.id_of(flight.slot)
@@ -1156,37 +1536,32 @@ cdef class Switch(Acceptor):
             n = PyBytes_GET_SIZE(flight.own_id)
         if flight.origin is not None:
             self._write_result(flight.origin, flight.origin_seq, payload, length)
-        else:
+        elif not answered:
             self.late += 1
         if flight.attached is not None:
             for other, seq in flight.attached:
                 self._write_result(<Member>other, seq, payload, length)
         flight.route.note(success, now - flight.accepted)
         if success or code not in _NEVER_RAN:
-            self.ledger.record(flight.tag, principal.number, p, n, flight.fingerprint, success, payload, length, now)
+            self._ledger_of(principal).record(
+                flight.tag, principal.number, p, n, flight.fingerprint, success, payload, length, now)
             if self.awaited:
                 packet_id = PyBytes_FromStringAndSize(<const char*>p, n)
                 self._give_back(flight)
                 return self._ended(principal.number, packet_id, success, now)
         return self._give_back(flight)
 
-    cdef int _fail(self, Flight flight, object code, object message, object details, int64_t now) except -1:
+    cdef int _fail(self, Flight flight, object code, object message, object details, int64_t now,
+                   FrameReader reader=None) except -1:
         cdef OutputBuffer out = OutputBuffer(limit=1048576)
-        cdef dict error = {"code": code, "message": message}
         cdef bytes packet_id = <bytes>self._id_of(flight)
-        if details is not None:
-            error["details"] = details
-        self.refusals[code] = self.refusals.get(code, 0) + 1
+        cdef bytes error = encode_error(code, message, details, 60)
+        put_failure_payload(out, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id),
+                            error, 0)
+        self._count(code)
         if self.on_failure is not None:
-            self._tell_failure(flight, code, message, packet_id)
-        try:
-            put_failure_payload(out, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id),
-                                error, 0, 64)
-        except (BufferError, ValueError):
-            out.clear()
-            put_failure_payload(out, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id),
-                                {"code": "PF502", "message": "the handling peer refused it"}, 0, 64)
-        return self._end(flight, out.data, out.size, False, code, now)
+            self._note_lost(flight, reader, code, message, packet_id)
+        return self._end(flight, out.data, out.size, False, code, False, now)
 
     cdef int _write_result(self, Member member, int64_t seq, const unsigned char* payload, Py_ssize_t length) except -1:
         cdef Engine engine = member.engine
@@ -1206,23 +1581,30 @@ cdef class Switch(Acceptor):
 
     cdef int _give_back(self, Flight flight) except -1:
         """The flight is over: out of the table, and into the pool."""
+        # what it lets go of may be a user's, and letting go of it may run anything: last of all
+        cdef object job = flight.job, attached = flight.attached, tried = flight.tried, needs = flight.needs
+        cdef Route route = flight.route
         if flight.own_id is not None:
             self.renamed.pop((flight.principal.number, flight.own_id), None)
             flight.own_id = None
         self.table.take_slot(flight.slot)
-        flight.route.flights -= 1
+        route.flights -= 1
         if flight.origin is not None:
-            flight.origin.submitted -= 1
-            flight.origin = None
+            flight.origin.has_ended(flight)
+        if flight.target is not None:
+            flight.target.lets_go(flight)
         if flight.held != NULL:
             free(flight.held)
             flight.held = NULL
             self.held_bytes -= flight.length
+        flight.account.settle(-flight.cost)
+        flight.account.flights -= 1
+        flight.account = None
+        flight.cost = 0
         flight.state = FlightState.FREE
-        flight.target = None
         flight.engine = None
-        if flight.job is not None:
-            flight.job.flight = None
+        if job is not None:
+            (<Job>job).flight = None
             flight.job = None
         flight.attached = None
         flight.tried = None
@@ -1231,14 +1613,14 @@ cdef class Switch(Acceptor):
         flight.principal = None
         if len(self.pool) < POOL:
             self.pool.append(flight)
-        if self.idle is not None and self.table.count == 0 and not self.idle.done():
+        if self.idle is not None and self.table.count == self.question.flights and not self.idle.done():
             self.idle.set_result(None)
         return 0
 
     # ---------------------------------------------------------------- handled here
 
     cdef int _run_here(self, Member origin, Route route, FrameReader reader, uint32_t tag, uint64_t fingerprint,
-                       int retries, int64_t now) except -1:
+                       bint clash, int64_t now) except -1:
         """To the dispatcher. Most handlers answer before it returns: then there is no flight at all."""
         cdef Engine engine = origin.engine
         cdef Flight flight
@@ -1262,16 +1644,13 @@ cdef class Switch(Acceptor):
             engine.noting = False
             self.accepting = None
             self.accepting_id = NULL
-        if self.was_answered or engine.kept < 0:
-            return 0
-        # it is kept by the engine, and goes on: from now on the same id must find it
-        flight = self._begin(origin, route, reader, False, now)
-        if flight is None:
-            return 0
-        self._make_local(flight, engine)
-        flight.fingerprint = fingerprint
-        flight.tag = tag
-        flight.retries = retries
+            if not self.was_answered and engine.kept >= 0 and not origin.gone:
+                # it is kept by the engine, and goes on: from now on the same id must find it
+                try:
+                    flight = self._begin(origin, route, reader, clash, fingerprint, tag, now)
+                    self._make_local(flight, engine)
+                except PendingFull:
+                    pass  # the handler has submitted a whole table full meanwhile; its packet ends as any other
         return 0
 
     def _make_local(self, Flight flight, Engine engine):
@@ -1286,13 +1665,16 @@ cdef class Switch(Acceptor):
         """As `_run_here`, for a packet that had to wait."""
         cdef Engine engine = flight.origin.engine if flight.origin is not None else self.inner
         cdef int64_t seq = flight.seq
+        cdef FrameReader reader
+        cdef bytes packet_id = <bytes>self._id_of(flight)
+        cdef Flight before = self.running_held
         if engine is None:
             return self._fail(flight, "PF503", "shutting down", None, now)
-        self._read_held(flight, flight.origin_seq)
-        if flight.own_id is not None:
-            # nobody but us sees this one: its own id will do
-            self.again.id.p = <const unsigned char*>PyBytes_AS_STRING(flight.own_id)
-            self.again.id.n = PyBytes_GET_SIZE(flight.own_id)
+        read, borrowed = self._held_reader(flight, flight.origin_seq)
+        reader = <FrameReader>read
+        # nobody but us sees this one: its own id will do
+        reader.id.p = <const unsigned char*>PyBytes_AS_STRING(packet_id)
+        reader.id.n = PyBytes_GET_SIZE(packet_id)
         flight.state = FlightState.LOCAL
         flight.engine = engine
         engine.kept = -1
@@ -1300,15 +1682,21 @@ cdef class Switch(Acceptor):
             self.dispatcher.slice_ends = 0  # perhaps inside a handler's task: queue it
         # answered at once, it ends in `answered` like one that takes its time
         engine.noting = True
+        self.running_held = flight
         try:
             # one that has lost its link is still authorised as whose it is, not as the gateway's
             self.dispatcher.caller = flight.origin if flight.origin is not None else flight.principal
-            self.dispatcher.accept(engine, self.again, now)
+            self.dispatcher.accept(engine, reader, now)
         finally:
             self.dispatcher.caller = None
             engine.noting = False
-        if flight.seq == seq and flight.state == FlightState.LOCAL and engine.kept >= 0:
-            self._make_local(flight, engine)
+            self.running_held = before
+            if flight.seq == seq and flight.state == FlightState.LOCAL and flight.job is None:
+                if engine.kept >= 0:
+                    self._make_local(flight, engine)
+                else:
+                    # neither kept nor answered: its link takes no answers any more
+                    self._forget(flight)
         return 0
 
     cdef int answered(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n, object code,
@@ -1316,78 +1704,62 @@ cdef class Switch(Acceptor):
         """The dispatcher, or a refusal, has answered a packet."""
         cdef Member member = <Member>engine.member
         cdef Principal principal
-        cdef Flight flight
+        cdef Flight flight = None
         cdef bint success = code is None
         cdef bytes own
         cdef int64_t now = engine.now
         if member is None:
             return 0
         principal = member.principal
-        if engine is self.accepting and packet_id == self.accepting_id:
+        if engine.finishing is not None:
+            flight = <Flight>(<Job>engine.finishing).flight
+        elif self.accepting is engine and packet_id == self.accepting_id:
             self.was_answered = True
             self.accepting_route.note(success, now - self.now)
-            if success or code not in _NEVER_RAN:
-                self.ledger.record(self.accepting_tag, principal.number, packet_id, n, self.accepting_fingerprint,
-                                   success, payload, length, now)
+            if success or engine.ran or code not in _NEVER_RAN:
+                self._ledger_of(principal).record(
+                    self.accepting_tag, principal.number, packet_id, n, self.accepting_fingerprint, success, payload,
+                    length, now)
                 if self.awaited:
                     own = PyBytes_FromStringAndSize(<const char*>packet_id, n)
                     self._ended(principal.number, own, success, now)
             else:
-                self.refusals[code] = self.refusals.get(code, 0) + 1
+                self._count(code)
             return 0
-        if self.table.count == 0:
-            return 0
-        flight = self._local_flight(engine, packet_id, n)
-        if flight is None:
+        elif self.running_held is not None and self.running_held.engine is engine:
+            flight = self.running_held
+        if flight is None or flight.state != FlightState.LOCAL or flight.engine is not engine:
             return 0
         # the engine itself has written the answer to its own peer
         own = PyBytes_FromStringAndSize(<const char*>payload, length)
         if flight.origin is not None and flight.origin.engine is not engine:
             self._write_result(flight.origin, flight.origin_seq, payload_of(own), length)
         if flight.origin is not None:
-            flight.origin.submitted -= 1
-            flight.origin = None
-        self._end_local(flight, own, success, code, now)
-        return 0
-
-    cdef Flight _local_flight(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n):
-        """The flight that this engine's answer ends."""
-        cdef int32_t slot = self.table.find_id(packet_id, n)
-        cdef Flight flight
-        if slot >= 0:
-            flight = <Flight>self.table.entries[slot].waiter
-            if flight.state == FlightState.LOCAL and flight.engine is engine:
-                return flight
-        for flight in self.renamed.values():
-            if flight.state == FlightState.LOCAL and flight.engine is engine and PyBytes_GET_SIZE(
-                    flight.own_id) == n and _same(
-                        <const unsigned char*>PyBytes_AS_STRING(flight.own_id), packet_id, n):
-                return flight
-        return None
-
-    def _end_local(self, Flight flight, bytes payload, bint success, code, int64_t now):
-        cdef const unsigned char* p = <const unsigned char*>PyBytes_AS_STRING(payload)
-        self.late -= 1  # `_end` counts a flight without an origin as late; this one was answered
-        self._end(flight, p, PyBytes_GET_SIZE(payload), success, code, now)
+            flight.origin.has_ended(flight)
+        if engine.ran and code in _NEVER_RAN:
+            code = "PF500"  # it is remembered: it ran
+        return self._end(flight, payload_of(own), length, success, code, True, now)
 
     cdef int drop(self, Engine engine, object job, int why) except -1:
         """A job of the dispatcher's is wanted no more, or its link has gone."""
         cdef Flight flight = <Flight>(<Job>job).flight
         cdef bytes packet_id
+        cdef int64_t number
         if flight is None or flight.state != FlightState.LOCAL or flight.engine is not engine:
             return self.dispatcher.drop(engine, job, why)
-        if (flight.attached is not None or (why == DropReason.DISCONNECTED and flight.retries > 0)) \
-                and why != DropReason.EXPIRED and self.inner is not None and self.inner is not engine:
+        if why != DropReason.EXPIRED and self.inner is not None and self.inner is not engine and (
+                (why == DropReason.DISCONNECTED and flight.retries > 0) or self._attached(flight)):
             # it goes on: someone else waits for it, or its submitter comes back for the answer
             packet_id = <bytes>self._id_of(flight)
-            (<Job>job).engine = self.inner
-            (<Job>job).number = self.inner.keep(
+            number = self.inner.keep(
                 job, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id), flight.deadline)
-            flight.engine = self.inner
-            if flight.origin is not None:
-                flight.origin.submitted -= 1
-                flight.origin = None
-            return 0
+            if number > 0:  # 0: another principal's of the same id is there
+                (<Job>job).engine = self.inner
+                (<Job>job).number = number
+                flight.engine = self.inner
+                if flight.origin is not None:
+                    flight.origin.has_ended(flight)
+                return 0
         if why != DropReason.EXPIRED:
             self._forget(flight)
         return self.dispatcher.drop(engine, job, why)
@@ -1413,7 +1785,7 @@ cdef class Switch(Acceptor):
         if member is None:
             return 0
         flight = self._flight_of(member.principal.number, packet_id, n, &clash)
-        if flight is None or flight.origin is not member or flight.attached is not None:
+        if flight is None or flight.origin is not member or self._attached(flight):
             return 0
         target = flight.target
         if flight.state == FlightState.SENT:
@@ -1440,11 +1812,14 @@ cdef class Switch(Acceptor):
         cdef bytes own = <bytes>self._id_of(flight)
         cdef set needs = set()
         cdef const unsigned char* p
+        cdef Ledger ledger = self._ledger_of(flight.principal)
+        cdef int cycle
+        cdef Py_ssize_t cost
         for text in decode_span(&reader.fields[<int>F_DEPENDENCIES], None):
             needed = text.encode()
             p = <const unsigned char*>PyBytes_AS_STRING(needed)
-            outcome = self.ledger.find(self.ledger.expect(number, p, PyBytes_GET_SIZE(needed)), number, p,
-                                       PyBytes_GET_SIZE(needed), now)
+            outcome = ledger.find(ledger.expect(number, p, PyBytes_GET_SIZE(needed)), number, p,
+                                  PyBytes_GET_SIZE(needed), now)
             if outcome == NULL:
                 needs.add(needed)
             elif not outcome.success:
@@ -1452,44 +1827,55 @@ cdef class Switch(Acceptor):
                                   {"dependency": text}, now)
         if not needs:
             return self._start(flight, reader, now)
-        if self._in_cycle(number, own, needs):
+        cycle = self._in_cycle(number, own, needs)
+        if cycle > 0:
             return self._fail(flight, "PF424", "the dependencies form a cycle", None, now)
-        if self.held_bytes >= self.max_held:
-            return self._fail(flight, "PF429", f"{self.held_bytes} bytes of packets wait already",
-                              {"retry_after_ms": RETRY_AFTER_MS}, now)
-        self._hold(flight, reader)
+        if cycle < 0:
+            return self._fail(flight, "PF400", f"dependencies: more than {MAX_WALK} packets that have not ended stand"
+                              " behind them, too many to look for a cycle", None, now)
+        cost = NEED_BYTES * len(needs)
+        if not flight.account.take(cost):
+            return self._fail(flight, "PF429", flight.account.refusal(cost), {"retry_after_ms": RETRY_AFTER_MS}, now)
+        flight.cost += cost
+        if not self._hold(flight, reader):
+            return 0
         flight.needs = needs
         flight.state = FlightState.WAITING
         for needed in needs:
-            self.awaited.setdefault((number, needed), []).append(flight)
+            self.awaited.setdefault((number, needed), {})[flight] = None
         return 0
 
     cdef int _start(self, Flight flight, FrameReader reader, int64_t now) except -1:
-        if flight.route.local and flight.route.announced == 0 and not (
-                flight.route.yields and len(self.unlisted) > 0):
-            if reader is not None:
-                self._hold(flight, reader)
+        if self._here(flight.route, flight.origin):
+            if reader is not None and not self._hold(flight, reader):
+                return 0
             return self._run_held(flight, now)
         return self._place(flight, reader, now)
 
-    cdef bint _in_cycle(self, int32_t number, bytes packet_id, object needs) except -1:
-        """Does anything that is needed wait, in turn, for this packet?"""
+    cdef int _in_cycle(self, int32_t number, bytes packet_id, object needs) except? -2:
+        """Does anything that is needed wait, in turn, for this packet? 1: yes; -1: too many to tell."""
         cdef set seen = set()
-        cdef list todo = list(needs)
+        cdef list todo
         cdef bint clash
         cdef Flight flight
+        if (number, packet_id) not in self.awaited:
+            # nobody waits for it, so nobody can in turn; an id may be its own dependency all the same
+            return packet_id in needs
+        todo = list(needs)
         while todo:
             needed = <bytes>todo.pop()
             if needed == packet_id:
-                return True
+                return 1
             if needed in seen:
                 continue
             seen.add(needed)
+            if len(seen) > MAX_WALK:
+                return -1
             flight = self._flight_of(number, <const unsigned char*>PyBytes_AS_STRING(needed), PyBytes_GET_SIZE(needed),
                                      &clash)
             if flight is not None and flight.needs:
                 todo.extend(flight.needs)
-        return False
+        return 0
 
     cdef int _ended(self, int32_t number, bytes packet_id, bint success, int64_t now) except -1:
         """A packet has ended: those that wait for it go on, or fail."""
@@ -1512,12 +1898,14 @@ cdef class Switch(Acceptor):
     cdef int _start_ready(self, int64_t now) except -1:
         """A loop, not a recursion: a chain of dependencies may be long."""
         cdef Flight flight
+        cdef int count = 0
         if self.starting:
             return 0
         self.starting = True
         try:
-            while self.ready:
-                flight, seq, failed = self.ready.pop()
+            while self.ready and count < AT_ONCE:
+                count += 1
+                flight, seq, failed = self.ready.popleft()
                 if flight.seq != seq or flight.state != FlightState.WAITING:
                     continue
                 if failed is None:
@@ -1528,6 +1916,8 @@ cdef class Switch(Acceptor):
                                {"dependency": text}, now)
         finally:
             self.starting = False
+            if self.ready:
+                self._arm_at(now)  # the rest when the loop has had a turn
         return 0
 
     def _stop_waiting(self, Flight flight):
@@ -1535,8 +1925,7 @@ cdef class Switch(Acceptor):
         for needed in flight.needs or ():
             waiting = self.awaited.get((flight.principal.number, needed))
             if waiting is not None:
-                if flight in waiting:
-                    waiting.remove(flight)
+                waiting.pop(flight, None)
                 if not waiting:
                     del self.awaited[(flight.principal.number, needed)]
         flight.needs = None
@@ -1546,32 +1935,50 @@ cdef class Switch(Acceptor):
     def advance(self, int64_t now):
         """Deadlines. Call at the time that `arm` was called with."""
         cdef int32_t slot
+        cdef int count = 0
         cdef Flight flight
         self.now = now
         self.in_batch = True
         self.armed = -1
-        slot = self.table.due(now)
-        while slot >= 0:
-            flight = <Flight>self.table.entries[slot].waiter
-            if flight.state == FlightState.LOCAL:
-                # the engine that keeps the job has answered, or does so this moment
-                self._expire_local(flight)
-            else:
-                self._expire(flight, now)
+        self.dispatcher.begin_batch(now)
+        try:
             slot = self.table.due(now)
-        self._flush_dirty()
-        if self.table.count > 0:
-            self._arm(self.table.next_due())
+            # so many at a time: a hundred thousand that end at once must not keep the loop
+            while slot >= 0 and count < AT_ONCE:
+                count += 1
+                flight = <Flight>self.table.entries[slot].waiter
+                if flight.state == FlightState.LOCAL:
+                    # the engine that keeps the job has answered, or does so this moment
+                    self._expire_local(flight)
+                else:
+                    self._expire(flight, now)
+                slot = self.table.due(now)
+            if self.ready:
+                self._start_ready(now)
+            if self.unasked or self.asked or self.curious.live() > 0:
+                self._look_after_newcomers()
+            if self.behind:
+                self._catch_up(now)
+        finally:
+            self.dispatcher.end_batch()
+            self._flush_dirty()
+            if self.table.count > 0:
+                self._arm_at(self.table.next_due())
 
     def _expire_local(self, Flight flight):
         cdef Engine engine = flight.engine
-        packet_id = self._id_of(flight)
-        if engine is not None and engine.inbound.find_id(
-                <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id)) >= 0:
-            engine.tick(self.now)
-            engine.note_output()
+        cdef Job job = flight.job
+        cdef int32_t slot
+        if engine is not None and job is not None:
+            slot = engine.inbound.find_seq(job.number)
+            if slot >= 0:
+                engine.now = self.now
+                engine._expire_inbound(slot)
+                engine.note_output()
         if flight.state == FlightState.LOCAL:
             self._fail(flight, "PF408", "the deadline passed before the handler finished", None, self.now)
+            if job is not None:
+                self.dispatcher.drop(engine, job, DropReason.EXPIRED)
 
     def _expire(self, Flight flight, int64_t now):
         cdef Member target = flight.target
@@ -1584,6 +1991,11 @@ cdef class Switch(Acceptor):
             self._leave_queue(flight)
             self._fail(flight, "PF408", f"the deadline passed while the packet waited for a reactor with room"
                        f" ({route.key})", None, now)
+            return
+        if flight.route is self.question:
+            self._doubt(target)
+            self._leave_target(flight)
+            self._give_back(flight)
             return
         self._withdraw(flight)
         if not target.listed:
@@ -1603,12 +2015,12 @@ cdef class Switch(Acceptor):
     @property
     def in_flight(self):
         """Packets under way: waiting, queued, running elsewhere or here."""
-        return self.table.count
+        return self.table.count - self.question.flights
 
     @property
     def remembered(self):
         """Outcomes that are known."""
-        return len(self.ledger)
+        return sum([len(ledger) for ledger in self.ledgers])
 
     @property
     def elements(self):
@@ -1621,29 +2033,57 @@ cdef class Switch(Acceptor):
         return list(self.members.values())
 
     def reactors_for(self, str key not None):
-        """The members that announced the key and may handle it."""
-        route = self.routes.by_key.get(key)
-        return list((<Route>route).members) if route is not None else []
+        """The members that announced the key and may handle it, and those that announce nothing and may have it."""
+        cdef Route route = <Route>self.routes.by_key.get(key)
+        cdef Member member
+        if route is None:
+            if len(self.unlisted) == 0:
+                return []
+            self.strangers += 1
+            if self.strangers > MAX_STRANGERS:
+                self._forget_routes()
+            group, _, element = key.partition(":")
+            route = self._make_route(group, element)
+            if route is None:
+                return []
+        known = set(route.members)
+        return [*route.members, *[member for member in self.unlisted
+                                  if member not in known and self._eligible(member, route, None)]]
+
+    @property
+    def held(self):
+        """Bytes of payloads that are kept."""
+        return self.held_bytes
 
     def drain(self, idle):
         """No new packets (PF503). `idle`: a future that is given a result once nothing is under way."""
         self.draining = True
         self.idle = idle
-        if self.table.count == 0:
+        if self.table.count == self.question.flights:
             idle.set_result(None)
 
     def fail_all(self, str code not None, str message not None, int64_t now):
-        """Ends everything that is still under way."""
+        """Ends everything that is still under way: `code` for what never began, PF502 for the rest."""
         cdef int32_t slot
         cdef Flight flight
+        self.now = now
+        self.dispatcher.end_all(message)
         for slot in range(self.table.used):
             if self.table.entries[slot].seq != 0:
                 flight = <Flight>self.table.entries[slot].waiter
-                if flight.state == FlightState.LOCAL:
-                    continue  # its engine answers
+                if flight.route is self.question:
+                    self._leave_target(flight)
+                    self._give_back(flight)
+                    continue
+                began = flight.state == FlightState.LOCAL or flight.state == FlightState.SENT
                 if flight.needs is not None:
                     self._stop_waiting(flight)
                 self._leave_queue(flight)
+                if flight.state == FlightState.SENT and not flight.target.gone:
+                    self._withdraw(flight)
                 self._leave_target(flight)
-                self._fail(flight, code, message, None, now)
+                if began:
+                    self._fail(flight, "PF502", f"{message}: the packet may have run or not", None, now)
+                else:
+                    self._fail(flight, code, message, None, now)
         self._flush_dirty()

@@ -1,8 +1,10 @@
 # Writes frames into an OutputBuffer, between its `begin_message` and `end_message`.
 #
-# Each writes one whole frame and raises InvalidPacket for a value that JSON
-# cannot hold, BufferError at the buffer's limit; the caller then cancels the
-# message. `depth`: levels of nesting that the receiver accepts in a frame.
+# In two steps: `encode_value` makes of a value what can be written without making
+# or letting go of any Python object (itself for a str, None, bool or int of 64
+# bits, else its JSON as bytes); that may run the user's code, so it comes before
+# the message is opened and before any state is changed. The `put_` functions
+# write one whole frame and raise BufferError at the buffer's limit only.
 
 from libc.stdint cimport int64_t
 
@@ -10,18 +12,22 @@ from pfcore.buffers cimport OutputBuffer
 from pfcore.packets cimport Packet
 from pfcore.reader cimport FrameReader, Text
 
+# `depth`: levels left for the value; `where` names it in errors. Raises InvalidPacket, whatever a value's own code raises.
+cdef object encode_value(object data, int depth, str where)
+# `{"code":...,"message":...,"details":...}`; what cannot be said in it is left out, a text of any kind is made to fit.
+cdef bytes encode_error(object code, object message, object details, int depth)
+# What `encode_value` gave.
+cdef int put_value(OutputBuffer out, object value) except -1
+
 cdef int put_submit(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
-                    bytes address, object data, int priority, int64_t timeout_ms,
-                    bytes extra, int depth) except -1
+                    bytes address, object value, int priority, int64_t timeout_ms, bytes extra) except -1
 cdef int put_result(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
-                    object data, int64_t duration_ms, int depth) except -1
+                    object value, int64_t duration_ms) except -1
 cdef int put_failure(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
-                     object error, int64_t duration_ms, int depth) except -1
-cdef int put_error(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
-                   object error, int depth) except -1
+                     bytes error, int64_t duration_ms) except -1
+# The payloads of these two are encoded already.
+cdef int put_error(OutputBuffer out, int64_t seq, bytes payload) except -1
 cdef int put_heartbeat(OutputBuffer out, int64_t seq, object payload) except -1
-# JSON of any value; `depth`: levels left for it; `where` names it in errors.
-cdef int put_data(OutputBuffer out, object data, int depth, str where) except -1
 cdef int put_literal(OutputBuffer out, const char* text) except -1
 # `,"dependencies":[...],"metadata":{...}` of a packet that has them, else None; `retries` above 0 go into the metadata.
 cdef bytes encode_extra(Packet packet, int depth, int retries)
@@ -30,11 +36,15 @@ cdef bytes encode_extra(Packet packet, int depth, int retries)
 # `{"version":...,"priority":5` with another element or id where one is given (p not NULL) ...
 cdef int put_packet_head(OutputBuffer out, FrameReader reader, Text element, Text packet_id) except -1
 # ... and `,"dependencies":[...],"metadata":{...}` of it. `timeout_ms` goes between them, a brace behind.
-cdef int put_packet_extra(OutputBuffer out, FrameReader reader) except -1
-# A result that was read, as a payload in the usual layout, under another id where one is given.
+# The `metadata` is what `metadata_again` gave, before the message was opened.
+cdef int put_packet_extra(OutputBuffer out, FrameReader reader, bytes metadata) except -1
+# A packet's metadata written anew, None where it has none.
+cdef bytes metadata_again(FrameReader reader)
+# A result that was read, as a payload in the usual layout, under another id where one is given. Into a buffer of its
+# own, not into an open message: it encodes.
 cdef int put_result_payload(OutputBuffer out, FrameReader reader, Text packet_id) except -1
 # An error of ours, as a result's payload.
 cdef int put_failure_payload(OutputBuffer out, const unsigned char* packet_id, Py_ssize_t id_length,
-                             object error, int64_t duration_ms, int depth) except -1
+                             bytes error, int64_t duration_ms) except -1
 # `{"type":"result","seq":7,"payload":`
 cdef int put_result_head(OutputBuffer out, int64_t seq) except -1

@@ -11,17 +11,16 @@ from libc.string cimport strlen
 from pfcore.buffers cimport OutputBuffer
 from pfcore.packets cimport Packet
 from pfcore.reader cimport (
-    DEFAULT_DEPTH,
     F_DATA,
     F_DEPENDENCIES,
     F_ERROR,
     F_METADATA,
     F_VERSION,
     FrameReader,
+    MAX_CODE,
     Text,
     decode_span,
     group_code,
-    text_to_str,
 )
 from pfcore.scan cimport Cursor, Kind, Span, pf_count_openers, scan_end, scan_value, skip_space
 
@@ -37,6 +36,9 @@ cdef extern from "bytes_ops.h" nogil:
 
 __all__ = []
 
+cdef enum:
+    MAX_ERROR = 65536            # bytes of an error object; longer ones lose their details
+
 cdef object _encode = msgspec.json.Encoder().encode
 cdef object _to_builtins = msgspec.to_builtins
 cdef object _Raw = msgspec.Raw
@@ -46,19 +48,25 @@ cdef int put_literal(OutputBuffer out, const char* text) except -1:
     return out.put(text, <Py_ssize_t>strlen(text))
 
 
-cdef int _put_str(OutputBuffer out, object text, str where) except -1:
-    cdef Py_ssize_t n
-    cdef const char* p
-    try:
-        p = PyUnicode_AsUTF8AndSize(text, &n)
-    except UnicodeEncodeError:
-        raise InvalidPacket(f"{where}: expected text without lone surrogates", where=where,
-                            expected="text without lone surrogates") from None
-    return out.put_string(<const unsigned char*>p, n)
+cdef object _not_json(str where, str expected, object found):
+    return InvalidPacket(f"{where}: expected {expected}, found {found}", where=where, expected=expected)
 
 
 cdef bint _holds_non_finite(object value) except -1:
     """Is there a NaN or an infinity anywhere in this value? Its depth was checked before."""
+    cdef list others = []
+    if _walk(value, others):
+        return True
+    # structs, dataclasses, sets, subclasses: as msgspec sees them. What that makes is nobody else's, but making
+    # it may run anybody's code, so it waits until nothing is being walked.
+    while others:
+        if _walk(_to_builtins(others.pop()), others):
+            return True
+    return False
+
+
+cdef bint _walk(object value, list others) except -1:
+    """As above for plain values; the rest is added to `others`. Runs nobody's code: it holds borrowed references."""
     cdef type kind = type(value)
     cdef PyObject* key
     cdef PyObject* item
@@ -69,34 +77,26 @@ cdef bint _holds_non_finite(object value) except -1:
         return not isfinite(<double>value)
     if kind is dict:
         while PyDict_Next(value, &at, &key, &item):
-            if _holds_non_finite(<object>item):
+            if _walk(<object>item, others):
                 return True
         return False
     if kind is list:
         for each in <list>value:
-            if _holds_non_finite(each):
+            if _walk(each, others):
                 return True
         return False
     if kind is tuple:
         for each in <tuple>value:
-            if _holds_non_finite(each):
+            if _walk(each, others):
                 return True
         return False
-    if kind is _Raw:
-        return False  # JSON already
-    # structs, dataclasses, sets, subclasses: as msgspec sees them
-    builtin = _to_builtins(value)
-    return type(builtin) is not kind and _holds_non_finite(builtin)
+    if kind is not _Raw:  # that is JSON already
+        others.append(value)
+    return False
 
 
-cdef object _not_json(str where, str expected, object found):
-    return InvalidPacket(f"{where}: expected {expected}, found {found}", where=where, expected=expected)
-
-
-cdef int put_data(OutputBuffer out, object data, int depth, str where) except -1:
-    """`depth`: levels that are left for `data` itself."""
+cdef object encode_value(object data, int depth, str where):
     cdef int overflow
-    cdef int64_t number
     cdef bytes encoded
     cdef const unsigned char* p
     cdef Py_ssize_t n
@@ -104,48 +104,98 @@ cdef int put_data(OutputBuffer out, object data, int depth, str where) except -1
     cdef Span span
     cdef type kind = type(data)
     if kind is str:
-        return _put_str(out, data, where)
-    if data is None:
-        return out.put(b"null", 4)
-    if kind is bool:
-        return out.put(b"true", 4) if data is True else out.put(b"false", 5)
+        try:
+            PyUnicode_AsUTF8AndSize(data, &n)  # kept by the str: the writer's call makes nothing and cannot fail
+        except UnicodeEncodeError:
+            raise InvalidPacket(f"{where}: expected text without lone surrogates", where=where,
+                                expected="text without lone surrogates") from None
+        return data
+    if data is None or kind is bool:
+        return data
     if kind is int:
-        number = PyLong_AsLongLongAndOverflow(data, &overflow)
+        PyLong_AsLongLongAndOverflow(data, &overflow)
         if overflow == 0:
-            return out.put_int(number)
+            return data
     elif kind is float:
         if not isfinite(<double>data):
             raise _not_json(where, "a finite number", repr(data))
     try:
         encoded = bytes(data) if kind is _Raw else <bytes>_encode(data)
+        p = <const unsigned char*>PyBytes_AS_STRING(encoded)
+        n = PyBytes_GET_SIZE(encoded)
+        # raw text is anybody's; and whatever nests too deep, the receiver would refuse
+        if kind is _Raw or pf_count_openers(p, p + n, depth) > depth:
+            cursor.p = p
+            cursor.start = p
+            cursor.end = p + n
+            cursor.depth = depth
+            cursor.expected = NULL
+            skip_space(&cursor)
+            if scan_value(&cursor, &span) < 0 or scan_end(&cursor) < 0:
+                expected = (<bytes>cursor.expected).decode()
+                raise InvalidPacket(f"{where}: expected {expected} at byte {cursor.p - p}", where=where,
+                                    expected=expected)
+        # msgspec writes NaN and infinities as null: without a null there is none
+        if kind is not int and kind is not _Raw and pf_contains_null(p, p + n) and _holds_non_finite(data):
+            raise _not_json(where, "finite numbers only", "NaN or an infinity")
     except RecursionError:
         raise _not_json(where, f"at most {depth} levels of nesting", "more") from None
     except InvalidPacket:
         raise
-    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
-        raise InvalidPacket(f"{where}: {error}", where=where, expected="a value that JSON can hold") from error
-    p = <const unsigned char*>PyBytes_AS_STRING(encoded)
-    n = PyBytes_GET_SIZE(encoded)
-    # raw text is anybody's; and whatever nests too deep, the receiver would refuse
-    if kind is _Raw or pf_count_openers(p, p + n, depth) > depth:
-        cursor.p = p
-        cursor.start = p
-        cursor.end = p + n
-        cursor.depth = depth
-        cursor.expected = NULL
-        skip_space(&cursor)
-        if scan_value(&cursor, &span) < 0 or scan_end(&cursor) < 0:
-            expected = (<bytes>cursor.expected).decode()
-            raise InvalidPacket(f"{where}: expected {expected} at byte {cursor.p - p}", where=where, expected=expected)
-    # msgspec writes NaN and infinities as null: without a null there is none
-    if kind is not int and kind is not _Raw and pf_contains_null(p, p + n) and _holds_non_finite(data):
-        raise _not_json(where, "finite numbers only", "NaN or an infinity")
-    return out.put(p, n)
+    except Exception as error:
+        # a value's own hooks may raise anything: it is this value's fault, and nobody else's
+        raise InvalidPacket(f"{where}: {_text_of(error)}", where=where, expected="a value that JSON can hold") from error
+    return encoded
+
+
+cdef str _text_of(object error):
+    """An exception's text, whatever it does when it is asked."""
+    try:
+        return str(error) or type(error).__name__
+    except Exception:
+        return type(error).__name__
+
+
+cdef bytes encode_error(object code, object message, object details, int depth):
+    """An error object as JSON that any peer reads: whatever cannot be said is left out. Raises nothing of its parts."""
+    cdef dict error
+    try:
+        code = code if type(code) is str and 0 < len(code) <= MAX_CODE else "PF500"
+        error = {"code": code, "message": message}
+        if details is not None:
+            error["details"] = details
+        encoded = encode_value(error, depth, "error")
+        if len(<bytes>encoded) <= MAX_ERROR:
+            return <bytes>encoded
+    except Exception:
+        pass  # lone surrogates, or details that JSON cannot hold
+    try:
+        text = str(message)
+    except Exception:
+        text = "the packet ended in an error that cannot be said"
+    text = text[:1000].encode("utf-8", "replace").decode("utf-8", "ignore")
+    return <bytes>_encode({"code": code, "message": text})
+
+
+cdef int put_value(OutputBuffer out, object value) except -1:
+    cdef type kind = type(value)
+    cdef int overflow
+    cdef Py_ssize_t n
+    cdef const char* p
+    if kind is bytes:
+        return out.put(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value))
+    if kind is str:
+        p = PyUnicode_AsUTF8AndSize(value, &n)
+        return out.put_string(<const unsigned char*>p, n)
+    if value is None:
+        return out.put(b"null", 4)
+    if kind is bool:
+        return out.put(b"true", 4) if value is True else out.put(b"false", 5)
+    return out.put_int(PyLong_AsLongLongAndOverflow(value, &overflow))
 
 
 cdef int put_submit(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
-                    bytes address, object data, int priority, int64_t timeout_ms,
-                    bytes extra, int depth) except -1:
+                    bytes address, object value, int priority, int64_t timeout_ms, bytes extra) except -1:
     put_literal(out, b'{"type":"submit","seq":')
     out.put_int(seq)
     put_literal(out, b',"payload":{"version":"1.0","id":')
@@ -153,7 +203,7 @@ cdef int put_submit(OutputBuffer out, int64_t seq, const unsigned char* packet_i
     put_literal(out, b",")
     out.put(PyBytes_AS_STRING(address), PyBytes_GET_SIZE(address))
     put_literal(out, b',"data":')
-    put_data(out, data, depth - 2, "data")
+    put_value(out, value)
     put_literal(out, b',"priority":')
     out.put_int(priority)
     if timeout_ms > 0:
@@ -171,30 +221,30 @@ cdef int put_result_head(OutputBuffer out, int64_t seq) except -1:
 
 
 cdef int put_result(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
-                    object data, int64_t duration_ms, int depth) except -1:
+                    object value, int64_t duration_ms) except -1:
     put_result_head(out, seq)
     put_literal(out, b'{"packet_id":')
     out.put_string(packet_id, id_length)
     put_literal(out, b',"status":"success","data":')
-    put_data(out, data, depth - 2, "result")
+    put_value(out, value)
     put_literal(out, b',"duration_ms":')
     out.put_int(duration_ms)
     return put_literal(out, b"}}")
 
 
 cdef int put_failure(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
-                     object error, int64_t duration_ms, int depth) except -1:
+                     bytes error, int64_t duration_ms) except -1:
     put_result_head(out, seq)
-    put_failure_payload(out, packet_id, id_length, error, duration_ms, depth)
+    put_failure_payload(out, packet_id, id_length, error, duration_ms)
     return put_literal(out, b"}")
 
 
 cdef int put_failure_payload(OutputBuffer out, const unsigned char* packet_id, Py_ssize_t id_length,
-                             object error, int64_t duration_ms, int depth) except -1:
+                             bytes error, int64_t duration_ms) except -1:
     put_literal(out, b'{"packet_id":')
     out.put_string(packet_id, id_length)
     put_literal(out, b',"status":"error","error":')
-    put_data(out, error, depth - 2, "error")
+    put_value(out, error)
     put_literal(out, b',"duration_ms":')
     out.put_int(duration_ms)
     return put_literal(out, b"}")
@@ -209,10 +259,9 @@ cdef int _put_span(OutputBuffer out, const Span* span) except -1:
     return out.put(span.p, span.n)
 
 
-cdef int _put_again(OutputBuffer out, const Span* span) except -1:
+cdef bytes encode_again(const Span* span):
     """A value decoded and encoded: with a key that stood there twice standing there once."""
-    cdef bytes encoded = <bytes>_encode(decode_span(span, None))
-    return out.put(PyBytes_AS_STRING(encoded), PyBytes_GET_SIZE(encoded))
+    return <bytes>_encode(decode_span(span, None))
 
 
 cdef int put_packet_head(OutputBuffer out, FrameReader reader, Text element, Text packet_id) except -1:
@@ -238,17 +287,32 @@ cdef int put_packet_head(OutputBuffer out, FrameReader reader, Text element, Tex
     return out.put_int(reader.priority)
 
 
-cdef int put_packet_extra(OutputBuffer out, FrameReader reader) except -1:
+cdef bytes metadata_again(FrameReader reader):
+    if reader.fields[<int>F_METADATA].kind == Kind.OBJECT:
+        return encode_again(&reader.fields[<int>F_METADATA])
+    return None
+
+
+cdef int put_packet_extra(OutputBuffer out, FrameReader reader, bytes metadata) except -1:
     if reader.fields[<int>F_DEPENDENCIES].kind == Kind.ARRAY:
         put_literal(out, b',"dependencies":')
         _put_span(out, &reader.fields[<int>F_DEPENDENCIES])
-    if reader.fields[<int>F_METADATA].kind == Kind.OBJECT:
+    if metadata is not None:
         put_literal(out, b',"metadata":')
-        _put_again(out, &reader.fields[<int>F_METADATA])
+        put_value(out, metadata)
     return 0
 
 
 cdef int put_result_payload(OutputBuffer out, FrameReader reader, Text packet_id) except -1:
+    cdef bytes error = None
+    cdef object duration = 0
+    # all that makes an object first
+    if not reader.success and reader.fields[<int>F_ERROR].kind == Kind.OBJECT:
+        error = encode_again(&reader.fields[<int>F_ERROR])
+    if reader.duration_ms < 9e15 and reader.duration_ms == <double><int64_t>reader.duration_ms:
+        duration = <int64_t>reader.duration_ms
+    elif isfinite(reader.duration_ms):
+        duration = <bytes>_encode(reader.duration_ms)
     if packet_id.p == NULL:
         packet_id = reader.id
     put_literal(out, b'{"packet_id":')
@@ -258,27 +322,20 @@ cdef int put_result_payload(OutputBuffer out, FrameReader reader, Text packet_id
         _put_span(out, &reader.fields[<int>F_DATA])
     else:
         put_literal(out, b',"status":"error","error":')
-        if reader.fields[<int>F_ERROR].kind == Kind.OBJECT:
-            _put_again(out, &reader.fields[<int>F_ERROR])
+        if error is not None:
+            put_value(out, error)
         else:
             put_literal(out, b'{"code":"PF500","message":"the packet ended in an error that says no more"}')
     put_literal(out, b',"duration_ms":')
-    if reader.duration_ms < 9e15 and reader.duration_ms == <double><int64_t>reader.duration_ms:
-        out.put_int(<int64_t>reader.duration_ms)
-    else:
-        put_data(out, reader.duration_ms if isfinite(reader.duration_ms) else 0, 1, "duration_ms")
+    put_value(out, duration)
     return put_literal(out, b"}")
 
 
-cdef int put_error(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
-                   object error, int depth) except -1:
-    cdef dict payload = dict(error)
-    if id_length > 0:
-        payload["packet_id"] = text_to_str(packet_id, id_length, False)
+cdef int put_error(OutputBuffer out, int64_t seq, bytes payload) except -1:
     put_literal(out, b'{"type":"error","seq":')
     out.put_int(seq)
     put_literal(out, b',"payload":')
-    put_data(out, payload, depth - 1, "error")
+    put_value(out, payload)
     return put_literal(out, b"}")
 
 
@@ -286,7 +343,7 @@ cdef int put_heartbeat(OutputBuffer out, int64_t seq, object payload) except -1:
     put_literal(out, b'{"type":"heartbeat","seq":')
     out.put_int(seq)
     put_literal(out, b',"payload":')
-    put_data(out, payload, DEFAULT_DEPTH - 1, "payload")
+    put_value(out, payload)
     return put_literal(out, b"}")
 
 
@@ -298,11 +355,11 @@ cdef bytes encode_extra(Packet packet, int depth, int retries):
     out = OutputBuffer()
     if packet.dependencies:
         put_literal(out, b',"dependencies":')
-        put_data(out, list(packet.dependencies), depth - 2, "dependencies")
+        put_value(out, encode_value(list(packet.dependencies), depth - 2, "dependencies"))
     if retries > 0:
         put_literal(out, b',"metadata":')
-        put_data(out, {**(packet.metadata or {}), "retry": retries}, depth - 2, "metadata")
+        put_value(out, encode_value({**(packet.metadata or {}), "retry": retries}, depth - 2, "metadata"))
     elif packet.metadata is not None:
         put_literal(out, b',"metadata":')
-        put_data(out, packet.metadata, depth - 2, "metadata")
+        put_value(out, encode_value(packet.metadata, depth - 2, "metadata"))
     return out.take()

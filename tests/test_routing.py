@@ -164,11 +164,11 @@ async def test_a_reactor_that_announces_nothing_is_tried_and_its_refusal_remembe
     async def serve(name: str) -> None:
         while True:
             message = await peers[name].message("submit")
-            asked[name] += 1
+            asked[name] += message["payload"]["element"] == "thing"  # the gateway's question is another
             packet_id = message["payload"]["id"]
             result = {"packet_id": packet_id, "status": "success", "data": name, "duration_ms": 0}
-            if name == "not":
-                error = {"code": "PF001", "message": "No handler for df:thing"}
+            if name == "not" or message["payload"]["element"] != "thing":
+                error = {"code": "PF001", "message": "No handler"}
                 result = {"packet_id": packet_id, "status": "error", "error": error, "duration_ms": 0}
             await peers[name].send({"type": "result", "seq": 0, "payload": result})
 
@@ -189,21 +189,28 @@ async def test_a_reactor_that_announces_nothing_is_tried_and_its_refusal_remembe
         peer.close()
 
 
-async def test_pf001_only_when_all_have_refused(hub: Gateway) -> None:
-    peer = await Peer.connect(hub.endpoint)
-    answer = asyncio.ensure_future(hub.submit({"group": "df", "element": "none"}))
-    packet = (await peer.message("submit"))["payload"]
+async def refuse(peer: Peer, packet: dict[str, Any]) -> None:
     error = {"code": "PF001", "message": "No handler"}
     await peer.send(
         {"type": "result", "seq": 0, "payload": {"packet_id": packet["id"], "status": "error", "error": error}}
     )
+
+
+async def test_pf001_only_when_all_have_refused(hub: Gateway) -> None:
+    peer = await Peer.connect(hub.endpoint)
+    answer = asyncio.ensure_future(hub.submit({"group": "df", "element": "none"}))
+    for element in ("packetflow.anyone", "none"):
+        packet = (await peer.message("submit"))["payload"]
+        assert packet["element"] == element
+        await refuse(peer, packet)
     assert (await answer).error["code"] == "PF001"
     peer.close()
 
 
 async def test_a_silent_reactor_is_passed_over_after_three_deadlines(hub: Gateway) -> None:
     peer = await Peer.connect(hub.endpoint)
-    await until(lambda: hub.connections == 1)
+    await refuse(peer, (await peer.message("submit"))["payload"])  # it is a reactor, then
+    await until(lambda: hub.switch.reactors_for("df:throws"))
     codes = []
     for _ in range(4):
         result = await hub.submit({"group": "df", "element": "throws", "timeout_ms": 20})
@@ -656,6 +663,7 @@ async def test_a_reference_reactors_answer_is_understood(hub: Gateway, start: St
     worker = await Peer.connect(hub.endpoint)
     client = await start("client")
     reply = client.submit({"group": "df", "element": "x", "data": None})
+    await refuse(worker, (await worker.message("submit"))["payload"])  # the gateway's question
     packet = (await worker.message("submit"))["payload"]
     await worker.send(
         b'{"payload":{"data":{"b":[1,null]},"duration_ms":-3,"error":null,"packet_id":"%s","status":"success"},'

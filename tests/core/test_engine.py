@@ -396,13 +396,14 @@ def test_a_handler_that_fails_is_answered_with_its_error(element: str, function:
     assert answer["payload"]["error"] == error
 
 
-def test_a_result_too_large_becomes_pf413() -> None:
+def test_a_result_too_large_is_not_said_to_have_never_run() -> None:
     side = handling(("big", lambda data: "x" * data), max_frame=2048)
     side.receive_message(submit(3000, "big"), START)
     side.receive_message(submit(100_000_000, "big", 2), START)
     side.receive_message(submit(5, "big", 3), START)
-    codes = [answer["payload"].get("error", {}).get("code") for answer in sent(side)]
-    assert codes == ["PF413", "PF413", None]
+    errors = [answer["payload"].get("error", {}) for answer in sent(side)]
+    assert [error.get("code") for error in errors] == ["PF500", "PF500", None]
+    assert [error.get("details") for error in errors] == [{"code": "PF413"}, {"code": "PF413"}, None]
 
 
 def test_no_handler_is_pf001() -> None:

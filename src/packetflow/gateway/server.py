@@ -31,7 +31,6 @@ from packetflow.tracing import trace_id_of
 from pfcore.budget import Budget
 from pfcore.dispatch import Dispatcher
 from pfcore.engine import Engine
-from pfcore.ledger import Ledger
 from pfcore.link import Gate, Link
 from pfcore.reply import Reply
 from pfcore.switch import Switch
@@ -137,7 +136,7 @@ class Gateway(HandlerRegistry, Toolbox):
             arm=self._arm,
             max_flights=max_flights,
             max_queue=max_waiting,
-            ledger=Ledger(bound=max_remembered),
+            max_remembered=max_remembered,
             on_failure=_log_failure if log.isEnabledFor(logging.INFO) else None,
             budget=self._budgets.held,
             link_bytes=max_principal_bytes,
@@ -177,6 +176,7 @@ class Gateway(HandlerRegistry, Toolbox):
         self._arrivals: list[asyncio.Future[None]] = []
         self._emptied: asyncio.Event = asyncio.Event()
         self._anonymous, self._principals = principals(self._access, self._budgets)
+        self._switch.set_principals(len(self._principals) + (self._access.anonymous is not None))
         self.counts: dict[str, int] = {
             "accepted": 0,
             "turned_away": 0,
