@@ -14,8 +14,26 @@ from picows.picows cimport WSFrame, WSListener, WSTransport
 
 from pfcore.engine cimport Engine
 
+# How the links of one gateway share an iteration of the loop: none reads so much at once that the others wait
+# for long, whatever its frames cost. A batch that took long makes the link's next one smaller; once all of an
+# iteration's batches have taken long together, the rest of its reads are small.
+cdef class Sharing:
+    cdef:
+        object loop
+        int64_t spent                # ns of the long batches of this iteration
+        bint scheduled               # `_turn` was handed to call_soon
+
+    cdef int note(self, int64_t took) except -1
+
 cdef class Link(WSListener):
     cdef:
+        readonly Sharing sharing     # None: it is the only one, as a reactor's is
+        readonly Py_ssize_t quantum  # bytes that it reads at once
+        int64_t batch_began          # ns
+        Py_ssize_t partial           # bytes of a frame that is not whole yet
+        bint got_frame               # since the last look
+        Py_ssize_t read_charged      # bytes of picows's buffer that its account was charged with: it never shrinks
+        Py_ssize_t unsent_charged    # bytes of output that the peer does not take, likewise
         readonly Engine engine
         object loop
         unsigned long thread         # the loop's: nothing here may be called from another
@@ -44,6 +62,7 @@ cdef class Link(WSListener):
 
     cdef int _attach(self, WSTransport transport) except -1
     cdef object submitted(self, object reply)
+    cdef int _count_unsent(self) except -1
     cdef int flush(self) except -1
     cdef int end_batch(self) except -1
     cdef int _fire(self) except -1

@@ -4,9 +4,12 @@ from typing import Any, Final
 
 from pfcore.engine import Engine
 
-__all__ = ["PICOWS_VERSION", "Gate", "Link", "MessageLink"]
+__all__ = ["PICOWS_VERSION", "Gate", "Link", "MessageLink", "Sharing"]
 
 PICOWS_VERSION: Final[str]
+
+class Sharing:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None: ...
 
 class Link:
     def __init__(
@@ -16,7 +19,14 @@ class Link:
         loop: asyncio.AbstractEventLoop | None,
         on_open: Callable[[Any], object] | None = None,
         on_closed: Callable[[Any], object] | None = None,
+        sharing: Sharing | None = None,
     ) -> None: ...
+    @property
+    def sharing(self) -> Sharing | None: ...
+    @property
+    def quantum(self) -> int: ...
+    def next_read(self) -> int: ...
+    def received(self, n: int) -> None: ...
     @property
     def engine(self) -> Engine: ...
     @property

@@ -5,6 +5,7 @@ import time
 import picows
 from picows.picows import WSProtocol
 
+cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int64_t, uint8_t
@@ -13,12 +14,13 @@ from libc.string cimport memcpy
 
 from picows.picows cimport WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
+from pfcore.budget cimport Account
 from pfcore.buffers cimport OP_BINARY, OP_CLOSE, OP_TEXT, OutputBuffer
 from pfcore.engine cimport Engine, EngineState
 from pfcore.reply cimport Reply
 from pfcore.scan cimport pf_utf8_valid
 
-__all__ = ["PICOWS_VERSION", "Gate", "Link", "MessageLink"]
+__all__ = ["PICOWS_VERSION", "Gate", "Link", "MessageLink", "Sharing"]
 
 cdef extern from "clock.h" nogil:
     int64_t pf_monotonic_ns() noexcept
@@ -42,7 +44,14 @@ cdef enum:
     CUTOFF = 5                   # seconds that a peer has to take what is left when we close
     KEEP_BUFFER = 262144         # bytes of output buffer that a busy link keeps between batches
     PAUSE_READING = 8388608      # unsent bytes at which we stop reading what makes more
+    MOST_READ = 131072           # bytes that a link reads at once, at most and at least
+    LEAST_READ = 4096
+    SMALL_PARTIAL = 65536        # bytes of a partial frame that nobody is charged for
+    QUICK = 250000               # ns: a batch that took less may be larger the next time
+    LONG = 1000000               # ns: one that took more will be smaller
+    ITERATION = 4000000          # ns that long batches may take in one iteration of the loop, until the rest is small
     CLOSE_PROTOCOL = 1002
+    CLOSE_POLICY = 1008
     CLOSE_INVALID_TEXT = 1007
     CLOSE_TOO_BIG = 1009
     CLOSE_INTERNAL = 1011
@@ -61,14 +70,38 @@ def _pin():
 _pin()
 
 
+@cython.final
+cdef class Sharing:
+    """How the links of one gateway share an iteration of the loop."""
+
+    def __init__(self, loop):
+        self.loop = loop
+
+    cdef int note(self, int64_t took) except -1:
+        # short batches are not worth a callback
+        if took >= QUICK:
+            self.spent += took
+            if not self.scheduled:
+                self.scheduled = True
+                self.loop.call_soon(self._turn)
+        return 0
+
+    def _turn(self):
+        self.scheduled = False
+        self.spent = 0
+
+
 cdef class Link(WSListener):
     """One WebSocket connection of an `Engine`.
 
-    `on_open`, `on_closed`: called with the link. Made within a running event
-    loop; picows calls the rest.
+    `on_open`, `on_closed`: called with the link. `sharing`: that of all links of
+    a gateway, None for a link alone. Made within a running event loop; picows
+    calls the rest.
     """
 
-    def __init__(self, Engine engine not None, *, loop, on_open=None, on_closed=None):
+    def __init__(self, Engine engine not None, *, loop, on_open=None, on_closed=None, Sharing sharing=None):
+        self.sharing = sharing
+        self.quantum = MOST_READ
         self.engine = engine
         self.loop = loop
         self.thread = PyThread_get_thread_ident()
@@ -126,8 +159,10 @@ cdef class Link(WSListener):
     cpdef on_ws_frame(self, WSTransport transport, WSFrame frame):
         cdef WSMsgType kind = frame.msg_type
         cdef int64_t now
+        self.got_frame = True
         if not self.in_batch:
             now = pf_monotonic_ns()
+            self.batch_began = now
             self.in_batch = True
             self.engine.in_batch = True
             self.engine.now = now
@@ -151,7 +186,10 @@ cdef class Link(WSListener):
             self.fail(CLOSE_INTERNAL, "internal error")
         finally:
             if frame.last_in_buffer:
+                self.partial = frame.tail_size
                 self.end_batch()
+                if self.sharing is not None:
+                    self._share()
             else:
                 if len(self.engine.ready) >= FIRE_AT:
                     self._fire()
@@ -160,6 +198,7 @@ cdef class Link(WSListener):
 
     cpdef on_ws_disconnected(self, WSTransport transport):
         self._drop_fragments()
+        self._give_back()
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -183,10 +222,65 @@ cdef class Link(WSListener):
 
     cpdef resume_writing(self):
         self.engine.paused = False
+        self._count_unsent()
         self.engine.heard(pf_monotonic_ns())
         self._run_batch()
         if self.engine.acceptor is not None:
             self.engine.acceptor.resumed(self.engine, pf_monotonic_ns())
+
+    # -- who pays for what is read and not yet whole, and for what is written and not yet taken
+
+    def _share(self):
+        """A batch has ended: how long it took decides how much this link reads the next time."""
+        cdef int64_t took = pf_monotonic_ns() - self.batch_began
+        self.sharing.note(took)
+        if took > LONG:
+            if self.quantum > LEAST_READ:
+                self.quantum >>= 1
+        elif took < QUICK and self.quantum < MOST_READ:
+            self.quantum <<= 1
+
+    def next_read(self):
+        """Bytes that may be read at once just now."""
+        if self.sharing is not None and self.sharing.spent > ITERATION:
+            return LEAST_READ
+        return self.quantum
+
+    def received(self, Py_ssize_t n):
+        """`n` bytes have come; what is not a whole frame yet is held, and picows's buffer never shrinks again."""
+        cdef Account account = self.engine.account
+        cdef Py_ssize_t more
+        if self.got_frame:
+            self.got_frame = False
+        else:
+            self.partial += n
+        if self.partial > SMALL_PARTIAL and account is not None and 2 * self.partial > self.read_charged:
+            more = 2 * self.partial - self.read_charged  # it doubles
+            if not account.take(more):
+                self.fail(CLOSE_POLICY, account.refusal(more))
+                self.abort()
+                return
+            self.read_charged += more
+
+    cdef int _count_unsent(self) except -1:
+        """Output that the peer does not take is held for it; where that is too much it is cut off."""
+        cdef Account account = self.engine.account
+        cdef Py_ssize_t more
+        if account is None or self.tcp is None:
+            return 0
+        more = self.engine.out.size + <Py_ssize_t>self.tcp.get_write_buffer_size() - self.unsent_charged
+        if more > 0 and not account.room(more) and self.engine.fatal == 0:
+            self.engine._die(CLOSE_POLICY, f"the peer does not read: {account.refusal(more)}")
+        account.settle(more)
+        self.unsent_charged += more
+        return 0
+
+    def _give_back(self):
+        if self.engine.account is not None:
+            self.engine.account.settle(-(self.read_charged + self.unsent_charged))
+        self.read_charged = 0
+        self.unsent_charged = 0
+        self.partial = 0
 
     # -- frames
 
@@ -298,6 +392,7 @@ cdef class Link(WSListener):
                         > PAUSE_READING:
                     self.reading_paused = True
                     self.tcp.pause_reading()
+                self._count_unsent()
                 break
             if self.reading_paused:
                 self.reading_paused = False
@@ -470,13 +565,14 @@ cdef class Link(WSListener):
 class _ServerProtocol(WSProtocol):
     """One accepted connection: told to `gate` from its first byte to its last."""
 
-    __slots__ = ("__weakref__", "address", "gate", "handshake", "peer")
+    __slots__ = ("__weakref__", "address", "gate", "handshake", "link", "peer")
 
     def connection_made(self, transport):
         peer = transport.get_extra_info("peername")
         self.address = peer[0] if isinstance(peer, tuple) and peer else ""
         self.peer = transport.get_extra_info("peercert")
         self.handshake = None
+        self.link = None
         if not self.gate.arrived(self.address):
             self.gate = None
             transport.abort()
@@ -484,6 +580,19 @@ class _ServerProtocol(WSProtocol):
         # picows's own timeout leaves an exception behind that nobody fetches
         self.handshake = self.gate.loop.call_later(self.gate.timeout, transport.abort)
         super().connection_made(transport)
+
+    # picows's buffer takes whatever the kernel has, doubles, and never shrinks: not more than a link's share at once
+
+    def get_buffer(self, hint):
+        view = WSProtocol.get_buffer(self, hint)
+        most = LEAST_READ if self.link is None else self.link.next_read()
+        return view if len(view) <= most else view[:most]
+
+    def buffer_updated(self, count):
+        link = self.link
+        WSProtocol.buffer_updated(self, count)
+        if link is not None:
+            link.received(count)
 
     def connection_lost(self, error):
         gate, self.gate = self.gate, None
@@ -522,9 +631,11 @@ class Gate:
             if isinstance(answer, WSListener):
                 protocol.handshake.cancel()
                 protocol.handshake = None
+                protocol.link = answer if isinstance(answer, Link) else None
             elif getattr(answer, "listener", None) is not None:
                 protocol.handshake.cancel()
                 protocol.handshake = None
+                protocol.link = answer.listener
             return answer
 
         protocol = _ServerProtocol(

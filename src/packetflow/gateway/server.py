@@ -31,7 +31,7 @@ from packetflow.tracing import trace_id_of
 from pfcore.budget import Budget
 from pfcore.dispatch import Dispatcher
 from pfcore.engine import Engine
-from pfcore.link import Gate, Link
+from pfcore.link import Gate, Link, Sharing
 from pfcore.reply import Reply
 from pfcore.switch import Switch
 
@@ -160,6 +160,7 @@ class Gateway(HandlerRegistry, Toolbox):
         self._ssl = ssl
         self._server: Any = None
         self._gate: Gate | None = None
+        self._sharing: Sharing | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._links: dict[Engine, Link] = {}
@@ -230,6 +231,7 @@ class Gateway(HandlerRegistry, Toolbox):
         self._switch.start(time.monotonic_ns())
         self._inside.open(loop)
         self._open_elements(loop)
+        self._sharing = Sharing(loop)
         self._gate = Gate(
             self._admit,
             self._arrived,
@@ -440,7 +442,13 @@ class Gateway(HandlerRegistry, Toolbox):
         principal = self._anonymous if identity is None else self._principals[identity.name]
         engine = Engine(client=False, acceptor=self._switch, on_heartbeat=self._on_peer_heartbeat, **self._settings)
         engine.announce(self.handles)
-        link = Link(engine, loop=self._loop, on_open=self._on_open_link, on_closed=self._on_closed_link)
+        link = Link(
+            engine,
+            loop=self._loop,
+            on_open=self._on_open_link,
+            on_closed=self._on_closed_link,
+            sharing=self._sharing,
+        )
         handles = parse_qs(target.query, keep_blank_values=True).get("handles")
         self._switch.admit(engine, principal, None if handles is None else ",".join(handles).split(","))
         # only what was offered may be chosen, and credentials are not to be echoed
