@@ -19,7 +19,7 @@ from pfcore.engine cimport (
     Engine,
     EngineState,
 )
-from pfcore.flights cimport REFUSALS, Flight, FlightState, Member, Policy, Principal, Route
+from pfcore.flights cimport NOBODY_ROLE, REFUSALS, Flight, FlightState, Member, Policy, Principal, Route
 from pfcore.heap cimport PriorityHeap
 from pfcore.ids cimport ID_LENGTH, hash_key, write_id
 from pfcore.keys cimport KeyTable, Keyed
@@ -324,8 +324,9 @@ cdef class Switch(Acceptor):
         if flight.origin is member:
             flight.origin = None
             member.submitted -= 1
-            if flight.retries == 0 and flight.attached is None and flight.state != FlightState.LOCAL:
-                # nobody waits any more (a local one's handler was told by its engine)
+            if (flight.retries == 0 or flight.principal.role == NOBODY_ROLE) and flight.attached is None \
+                    and flight.state != FlightState.LOCAL:
+                # nobody waits, or may come back, any more (a local one's handler was told by its engine)
                 if flight.state == FlightState.SENT and flight.target is not member:
                     self._withdraw(flight)
                 self._forget(flight)
