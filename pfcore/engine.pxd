@@ -88,6 +88,7 @@ cdef class Engine(Canceller):
         readonly int max_depth
         readonly int64_t window      # submits that we take at once: announced
         readonly object name         # our reactor id: announced
+        object instance              # secret that tells us from others of our name: announced; None
         object loop                  # handed to replies, otherwise untouched; None in simulations
         int64_t heartbeat_ns         # interval of heartbeats
         int64_t silence_ns           # silence after which we ping, and then wait as long again
@@ -129,7 +130,8 @@ cdef class Engine(Canceller):
         int64_t next_heartbeat
         list capabilities            # ["df:transform"] to announce, or None
         # -- what the peer has announced
-        readonly object peer_name    # reactor id, None
+        readonly object peer_name    # reactor id, None; a claim: whether it counts is the gateway's to say
+        readonly object peer_instance  # secret that tells reactors of one name apart, None; shown to nobody
         readonly int64_t peer_window  # submits it takes at once, 0: it did not say
         readonly bint peer_cancels   # it understands PF499
         readonly object peer_capabilities

@@ -15,8 +15,10 @@ from pfcore.reader cimport (
     F_DETAILS,
     F_ERROR,
     F_EXT,
+    F_INSTANCE,
     F_MESSAGE,
     F_REACTOR,
+    MAX_CAPABILITIES,
     FrameReader,
     MessageType,
 )
@@ -53,6 +55,18 @@ cdef enum:
 
 
 cdef int64_t COMING_BACK_NS = 10000000000
+
+
+cdef int _check_plain(str what, object text, Py_ssize_t most) except -1:
+    """ValueError, TypeError for what the other side would refuse in every heartbeat."""
+    if text is None:
+        return 0
+    if not isinstance(text, str):
+        raise TypeError(f"{what}: expected a text, got {text!r}")
+    if not 1 <= len(text.encode("utf-8", "surrogatepass")) <= most or any(
+            [c < " " or "\x7f" <= c < "\xa0" or "\ud800" <= c < "\ue000" for c in text]):
+        raise ValueError(f"{what}: expected 1 to {most} bytes without control characters, got {text!r}")
+    return 0
 
 
 cdef class Acceptor:
@@ -99,11 +113,15 @@ cdef class Engine(Canceller):
     heartbeats (default 30). `silence`: seconds of silence before a ping, and
     again before the connection counts as dead (default 20). `loop`: the event
     loop that replies belong to, None for simulations. `now`: nanoseconds.
+    `name`: this side's reactor id, 1 to 128 bytes without control characters.
+    `instance`: a secret of 1 to 64 bytes that tells it from others of that
+    name, the same over all of its connections.
     """
 
     def __init__(self, *, bint client, name=None, acceptor=None, Py_ssize_t max_frame=1048576, int max_depth=64,
                  int64_t window=4096, Py_ssize_t max_pending=131072, Py_ssize_t max_buffer=16777216,
-                 double heartbeat=30, double silence=20, loop=None, on_heartbeat=None, int64_t now=0):
+                 double heartbeat=30, double silence=20, loop=None, on_heartbeat=None, int64_t now=0,
+                 instance=None):
         if not 1024 <= max_frame <= 1 << 28:
             raise ValueError(f"max_frame: expected 1,024 to 2^28 bytes, got {max_frame}")
         if not 1 <= window <= 1 << 24:
@@ -112,8 +130,11 @@ cdef class Engine(Canceller):
             raise ValueError(f"heartbeat, silence: expected seconds above 0, got {heartbeat} and {silence}")
         if max_buffer < 2 * max_frame:
             raise ValueError(f"max_buffer: expected at least two frames ({2 * max_frame} bytes), got {max_buffer}")
+        _check_plain("name", name, 128)
+        _check_plain("instance", instance, 64)
         self.client = client
         self.name = name
+        self.instance = instance
         self.acceptor = acceptor
         self.max_frame = max_frame
         self.max_depth = max_depth
@@ -152,6 +173,7 @@ cdef class Engine(Canceller):
         self.paused = False
         self.strikes = 0
         self.peer_name = None
+        self.peer_instance = None
         self.peer_window = 0
         self.peer_cancels = False
         self.peer_capabilities = None
@@ -203,8 +225,14 @@ cdef class Engine(Canceller):
         return self.inbound.count
 
     def announce(self, capabilities):
-        """Sets what heartbeats list from now on (an iterable of "group:element"), and says so at once."""
-        self.capabilities = None if capabilities is None else list(capabilities)
+        """Sets what heartbeats list from now on (an iterable of "group:element"), and says so at once.
+
+        ValueError for more than 1,024: such a heartbeat would be refused.
+        """
+        cdef list listed = None if capabilities is None else list(capabilities)
+        if listed is not None and len(listed) > MAX_CAPABILITIES:
+            raise ValueError(f"capabilities: expected at most {MAX_CAPABILITIES:,} to announce, got {len(listed):,}")
+        self.capabilities = listed
         if self.state == EngineState.OPEN:
             self._send_heartbeat()
             self.note_output()
@@ -567,6 +595,9 @@ cdef class Engine(Canceller):
         name = reader.decode(F_REACTOR)
         if name is not None:
             self.peer_name = name
+        instance = reader.decode(F_INSTANCE)
+        if instance is not None:
+            self.peer_instance = instance
         self.peer_capabilities = reader.decode(F_CAPABILITIES)
         if self.on_heartbeat is not None:
             self.on_heartbeat(self)
@@ -750,6 +781,8 @@ cdef class Engine(Canceller):
         cdef dict payload = {"timestamp": (self.now + self.wall_offset) // MILLISECOND}
         if self.name is not None:
             payload["reactor"] = self.name
+            if self.instance is not None:
+                payload["instance"] = self.instance
         if self.capabilities is not None:
             payload["capabilities"] = self.capabilities
         payload["window"] = self.window

@@ -15,6 +15,7 @@ from pfcore.ledger cimport Ledger
 cdef enum:
     BUCKETS = 24                 # of latency: up to 16.4 µs times 2^i
     REFUSALS = 1024              # keys that one reactor is remembered to refuse; a power of two
+    NOBODY_ROLE = 62             # of a principal that is no more: a bit that no mask has
 
 cdef enum Policy:
     LEAST = 0                    # least outstanding work relative to window, of two random choices
@@ -80,6 +81,7 @@ cdef class Member:
         readonly Principal principal
         readonly Account account # who pays for what this link causes
         readonly int64_t number  # for rendezvous
+        public object reactor    # str: the id that the gateway shows it under; None: it has no name
         readonly bint listed     # it announces what it handles
         readonly tuple handles   # keys that it announced, sorted
         set routes               # Route objects that have it among their members

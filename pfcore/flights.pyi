@@ -51,6 +51,7 @@ class Route(Keyed):
 
 @final
 class Member:
+    reactor: str | None
     @property
     def engine(self) -> Engine: ...
     @property

@@ -32,6 +32,7 @@ cdef class Link(WSListener):
         int64_t batch_began          # ns
         Py_ssize_t partial           # bytes of a frame that is not whole yet
         bint got_frame               # since the last look
+        bint rests                   # its batch took long: it reads on in the loop's next iteration
         Py_ssize_t read_charged      # bytes of picows's buffer that its account was charged with: it never shrinks
         Py_ssize_t unsent_charged    # bytes of output that the peer does not take, likewise
         readonly Engine engine

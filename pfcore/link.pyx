@@ -234,6 +234,7 @@ cdef class Link(WSListener):
         """A batch has ended: how long it took decides how much this link reads the next time."""
         cdef int64_t took = pf_monotonic_ns() - self.batch_began
         self.sharing.note(took)
+        self.rests = took >= QUICK
         if took > LONG:
             if self.quantum > LEAST_READ:
                 self.quantum >>= 1
@@ -254,6 +255,12 @@ cdef class Link(WSListener):
             self.got_frame = False
         else:
             self.partial += n
+        if self.rests:
+            # the transport would read on while there is more; the others come first
+            self.rests = False
+            if self.tcp is not None and not self.reading_paused and not self.closing:
+                self.tcp.pause_reading()
+                self.loop.call_soon(self._read_on)
         if self.partial > SMALL_PARTIAL and account is not None and 2 * self.partial > self.read_charged:
             more = 2 * self.partial - self.read_charged  # it doubles
             if not account.take(more):
@@ -261,6 +268,10 @@ cdef class Link(WSListener):
                 self.abort()
                 return
             self.read_charged += more
+
+    def _read_on(self):
+        if self.tcp is not None and not self.reading_paused:
+            self.tcp.resume_reading()
 
     cdef int _count_unsent(self) except -1:
         """Output that the peer does not take is held for it; where that is too much it is cut off."""

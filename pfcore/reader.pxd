@@ -9,7 +9,7 @@
 #   submit     P = {"version","id","group","element","data","priority","timeout_ms","dependencies","metadata"}
 #   result     P = {"packet_id","status","data","error","duration_ms"}
 #   error      P = {"code","message","details","packet_id"}
-#   heartbeat  P = {"timestamp","reactor","capabilities","window","load","ext"}
+#   heartbeat  P = {"timestamp","reactor","instance","capabilities","window","load","ext"}
 
 from libc.stdint cimport int64_t, uint8_t
 
@@ -29,6 +29,9 @@ cdef enum:
     DEFAULT_PRIORITY = 5
     MAX_ELEMENT = 64             # bytes of an element
     MAX_DEPENDENCIES = 64
+    MAX_INSTANCE = 64            # bytes of what tells reactors of one name apart
+    MAX_CAPABILITIES = 1024      # elements in a heartbeat
+    MAX_EXT = 64                 # extensions in a heartbeat, and bytes of each
     GROUPS = 6
 
 cdef enum MessageType:
@@ -61,6 +64,7 @@ cdef enum Field:
     F_WINDOW
     F_LOAD
     F_EXT
+    F_INSTANCE
     FIELDS                       # how many there are
 
 # Unescaped UTF-8, borrowed from the frame or from the reader's arena.
@@ -119,6 +123,7 @@ cdef class FrameReader:
     cdef int _check_error(self) noexcept
     cdef int _check_heartbeat(self) noexcept
     cdef bint _strings(self, Span* span, Py_ssize_t most, Py_ssize_t longest) noexcept
+    cdef bint _plain(self, Span* span, Py_ssize_t most) noexcept
     cdef void _number(self, Span* span, double* out) noexcept
     cdef str _found(self)
 

@@ -93,6 +93,8 @@ cdef int _field_of(const unsigned char* p, Py_ssize_t n) noexcept nogil:
             return F_PRIORITY
         if _is(p, n, b"metadata"):
             return F_METADATA
+        if _is(p, n, b"instance"):
+            return F_INSTANCE
     elif n == 9:
         if _is(p, n, b"packet_id"):
             return F_PACKET_ID
@@ -618,6 +620,18 @@ cdef class FrameReader:
                 skip_space(&cursor)
         return True
 
+    cdef bint _plain(self, Span* span, Py_ssize_t most) noexcept:
+        """Is this a string of 1 to `most` bytes without control characters (C0, DEL, C1)?"""
+        cdef Text text
+        cdef Py_ssize_t i
+        if span.kind != Kind.STRING or self._text(span, &text, most) < 0 or text.n == 0:
+            return False
+        for i in range(text.n):
+            if text.p[i] < 0x20 or text.p[i] == 0x7F or (
+                    text.p[i] == 0xC2 and i + 1 < text.n and text.p[i + 1] < 0xA0):
+                return False
+        return True
+
     cdef int _check_result(self) noexcept:
         cdef Span* span = &self.fields[<int>F_STATUS]
         cdef Span inner
@@ -676,15 +690,19 @@ cdef class FrameReader:
         if span.kind != Kind.ABSENT and span.kind != Kind.NULL_ and span.kind != Kind.NUMBER:
             return self._fail(b"payload.timestamp", b"milliseconds since the epoch", span)
         span = &self.fields[<int>F_REACTOR]
-        if span.kind != Kind.ABSENT and span.kind != Kind.NULL_ and (
-                span.kind != Kind.STRING or span.n == 0 or span.n > MAX_ID):
-            return self._fail(b"payload.reactor", b"a string of 1 to 128 bytes", span)
+        if span.kind != Kind.ABSENT and span.kind != Kind.NULL_ and not self._plain(span, MAX_ID):
+            return self._fail(b"payload.reactor", b"a string of 1 to 128 bytes without control characters", span)
+        span = &self.fields[<int>F_INSTANCE]
+        if span.kind != Kind.ABSENT and span.kind != Kind.NULL_ and not self._plain(span, MAX_INSTANCE):
+            # not cut short and shown, as other fields are: who knows it is its reactor
+            return self._fail(b"payload.instance", b"a string of 1 to 64 bytes without control characters", NULL)
         span = &self.fields[<int>F_CAPABILITIES]
-        if span.kind != Kind.ABSENT and span.kind != Kind.NULL_ and not self._strings(span, -1, 3 + MAX_ELEMENT):
-            return self._fail(b"payload.capabilities", b'an array of "group:element"', span)
+        if span.kind != Kind.ABSENT and span.kind != Kind.NULL_ and not self._strings(
+                span, MAX_CAPABILITIES, 3 + MAX_ELEMENT):
+            return self._fail(b"payload.capabilities", b'an array of at most 1024 "group:element"', span)
         span = &self.fields[<int>F_EXT]
-        if span.kind != Kind.ABSENT and span.kind != Kind.NULL_ and not self._strings(span, -1, -1):
-            return self._fail(b"payload.ext", b"an array of strings", span)
+        if span.kind != Kind.ABSENT and span.kind != Kind.NULL_ and not self._strings(span, MAX_EXT, MAX_EXT):
+            return self._fail(b"payload.ext", b"an array of at most 64 strings of 1 to 64 bytes", span)
         span = &self.fields[<int>F_LOAD]
         if span.kind != Kind.ABSENT and span.kind != Kind.NULL_ and span.kind != Kind.NUMBER:
             return self._fail(b"payload.load", b"a number", span)

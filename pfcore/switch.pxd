@@ -42,6 +42,7 @@ cdef class Switch(Acceptor):
         KeyTable routes
         PendingTable table       # of Flight
         list ledgers             # those of principals that have one
+        Ledger nobodys           # of principals that are no more
         int32_t max_remembered   # outcomes in all; a principal has its share
         int64_t max_results      # bytes of results, likewise
         Py_ssize_t principals    # among how many

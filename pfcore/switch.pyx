@@ -21,7 +21,17 @@ from pfcore.engine cimport (
     Engine,
     EngineState,
 )
-from pfcore.flights cimport REFUSALS, Asked, Flight, FlightState, Member, Policy, Principal, Route
+from pfcore.flights cimport (
+    NOBODY_ROLE,
+    REFUSALS,
+    Asked,
+    Flight,
+    FlightState,
+    Member,
+    Policy,
+    Principal,
+    Route,
+)
 from pfcore.heap cimport PriorityHeap
 from pfcore.ids cimport ID_LENGTH, hash_key, write_id
 from pfcore.keys cimport KeyTable, Keyed, concurrency_key
@@ -152,6 +162,7 @@ cdef class Switch(Acceptor):
         self.routes = KeyTable()
         self.table = PendingTable(bound=max_flights, first_seq=FIRST_ROUTED, now=now)
         self.ledgers = []
+        self.nobodys = Ledger(bound=1000, room=65536)
         self.max_remembered = max_remembered
         self.max_results = max_results
         self.principals = 1
@@ -231,6 +242,8 @@ cdef class Switch(Acceptor):
 
     cdef Ledger _ledger_of(self, Principal principal):
         """A share of its own: what is remembered of one principal is never pushed out by another."""
+        if principal.ledger is None and principal.role == NOBODY_ROLE:
+            return self.nobodys  # what is still under way of one that is no more
         if principal.ledger is None:
             principal.ledger = Ledger(
                 bound=max(min(1000, self.max_remembered), <int32_t>(self.max_remembered // self.principals)),
@@ -544,8 +557,9 @@ cdef class Switch(Acceptor):
     cdef int _lose_origin(self, Flight flight, Member member) except -1:
         """The link that submitted it has gone."""
         member.has_ended(flight)
-        if flight.retries == 0 and flight.state != FlightState.LOCAL and not self._attached(flight):
-            # nobody waits any more (a local one's handler was told by its engine)
+        if (flight.retries == 0 or flight.principal.role == NOBODY_ROLE) and flight.state != FlightState.LOCAL \
+                and not self._attached(flight):
+            # nobody waits, or may come back, any more (a local one's handler was told by its engine)
             if flight.state == FlightState.SENT and flight.target is not None and not flight.target.gone:
                 self._withdraw(flight)
             self._forget(flight)

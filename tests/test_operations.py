@@ -20,6 +20,7 @@ import pytest
 
 from packetflow import Gateway, Packet, Reactor, run
 from packetflow.cli.top import Snapshot, fetch, render_top
+from packetflow.conformance.wire import Peer
 from packetflow.elements import Bounds
 from packetflow.errors import PacketFlowError
 from packetflow.gateway import hash_token, new_token
@@ -238,9 +239,22 @@ async def test_metrics_ask_for_credentials_where_links_must() -> None:
 
 
 async def test_a_name_from_outside_cannot_break_the_metrics(gateway: Gateway) -> None:
-    async with gateway, Reactor(gateway.endpoint, name='evil"} 1\nforged 7') as _:
-        await gateway.wait_for_reactor('evil"} 1\nforged 7')
+    async with gateway, Reactor(gateway.endpoint, name='evil"} 1\\nforged 7') as _:
+        await gateway.wait_for_reactor('evil"} 1\\nforged 7')
         assert "\nforged 7" not in metrics(gateway)
+        assert 'reactor="evil\\"} 1\\\\nforged 7"' in metrics(gateway)
+
+
+async def test_a_name_with_control_characters_is_refused(gateway: Gateway) -> None:
+    with pytest.raises(ValueError, match="without control characters"):
+        Reactor(gateway.endpoint, name="evil\n")
+    async with gateway:
+        peer = await Peer.connect(gateway.endpoint)
+        await peer.send({"type": "heartbeat", "seq": 7, "payload": {"reactor": 'evil"} 1\nforged 7'}})
+        error = await peer.message("error")
+        assert (error["seq"], error["payload"]["code"]) == (7, "PF400")
+        assert "forged" not in metrics(gateway)
+        peer.close()
 
 
 async def test_top_shows_elements_and_reactors(gateway: Gateway, reactor: Reactor) -> None:

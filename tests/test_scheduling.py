@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from packetflow import Forbidden, Gateway, HandlerError, InvalidPacket, Packet, Reactor
+from packetflow import Access, Forbidden, Gateway, HandlerError, InvalidPacket, Packet, Reactor, Role
 from packetflow.middleware import CallNext
 from packetflow.testing import pair
 
@@ -39,7 +39,8 @@ class Counter:
 @pytest.mark.parametrize(("group", "most"), [("cf", 1), ("mc", 1), ("df", 20), ("co", 20), ("ed", 20), ("rm", 20)])
 async def test_the_group_says_how_many_run_at_once(group: str, most: int) -> None:
     counter = Counter()
-    async with pair() as (gateway, reactor):
+    everything = Access(anonymous=Role("anyone", submit=("*:*",), handle=("*:*",), admin=True))
+    async with pair(Gateway("ws://127.0.0.1:0/packetflow/v1", access=everything)) as (gateway, reactor):
         reactor.register(group, "work", counter)
         assert await asyncio.gather(*(gateway.call(group, "work", n, reactor="reactor") for n in range(20))) == list(
             range(20)

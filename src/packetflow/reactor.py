@@ -7,6 +7,7 @@ import base64
 import logging
 import os
 import random
+import secrets
 import ssl as ssl_module
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
@@ -32,6 +33,8 @@ log = logging.getLogger("packetflow.reactor")
 
 _FIRST_DELAY = 0.05
 _LONGEST_DELAY = 5.0
+_MOST_ANNOUNCED = 1024
+"""Handlers in a heartbeat; a gateway refuses more."""
 
 
 class Reactor(Submitter, HandlerRegistry, Toolbox):
@@ -41,8 +44,10 @@ class Reactor(Submitter, HandlerRegistry, Toolbox):
     with credentials as ``ws://name:token@host`` where it asks for them; or several,
     of gateways that serve the same: it connects to the first that answers, and to
     the next when it loses that one. `token`: a bearer token for all of them.
-    `name`: this reactor's id, by which a gateway can address it (default: that of
-    ``PACKETFLOW_REACTOR``, which a gateway sets for the processes it starts, else none).
+    `name`: what a gateway can address it by (default: that of
+    ``PACKETFLOW_REACTOR``, which a gateway sets for the processes it starts, else
+    none); 1 to 128 bytes without control characters. Several of one name are
+    replicas, each with what it holds for itself.
     `concurrency`: own async handlers suspended at once (default 1,024);
     `max_queue`: packets that may wait beyond that (default 8,192).
     `window`: packets that the gateway may have in flight here (default 4,096).
@@ -91,6 +96,7 @@ class Reactor(Submitter, HandlerRegistry, Toolbox):
         )
         self._settings: dict[str, Any] = {
             "name": os.environ.get("PACKETFLOW_REACTOR") if name is None else name,
+            "instance": secrets.token_urlsafe(24),  # kept over reconnects: what it held is still its own
             "window": window,
             "max_pending": max_pending,
             "max_frame": max_frame,
@@ -130,7 +136,7 @@ class Reactor(Submitter, HandlerRegistry, Toolbox):
         self._stopping = False
         self._dispatcher.start(loop)
         engine = Engine(client=True, acceptor=self._dispatcher, **self._settings)
-        engine.announce(self.handles)
+        engine.announce(self._announced())
         link = Link(engine, loop=loop, on_closed=self._on_closed)
         try:
             await self._dial_any(link)
@@ -240,7 +246,13 @@ class Reactor(Submitter, HandlerRegistry, Toolbox):
 
     def _handlers_changed(self) -> None:
         if self._engine is not None:
-            self._engine.announce(self.handles)
+            self._engine.announce(self._announced())
+
+    def _announced(self) -> list[str]:
+        handles = self.handles
+        if len(handles) > _MOST_ANNOUNCED:
+            log.warning("%d handlers: only the first %d can be announced", len(handles), _MOST_ANNOUNCED)
+        return handles[:_MOST_ANNOUNCED]
 
     # -- submitting: `submit` and `call` come compiled, from Submitter
 

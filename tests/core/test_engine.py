@@ -79,6 +79,40 @@ def test_a_change_of_handlers_is_announced_at_once() -> None:
     assert sent(side)[0]["payload"]["capabilities"] == ["df:a", "df:b"]
 
 
+def test_more_than_a_heartbeat_may_list_is_refused_before_it_is_sent() -> None:
+    side = engine()
+    side.announce(f"df:e{n}" for n in range(1024))
+    with pytest.raises(ValueError, match="at most 1,024"):
+        side.announce(f"df:e{n}" for n in range(1025))
+    assert len(sent(side)) == 1
+
+
+def test_the_secret_of_an_instance_goes_with_the_name_over_every_connection() -> None:
+    side, other = engine(name="me", instance="secret"), engine()
+    for _ in range(2):
+        side.disconnected("lost", START)
+        side.connected(START)
+        (beat,) = sent(side)
+        assert (beat["payload"]["reactor"], beat["payload"]["instance"]) == ("me", "secret")
+        other.receive_message(json.dumps(beat).encode(), START)
+        assert (other.peer_name, other.peer_instance) == ("me", "secret")
+        other.disconnected("lost", START)
+        other.connected(START)
+        assert (other.peer_name, other.peer_instance) == (None, None)
+    nameless = engine(instance="secret")
+    nameless.announce([])
+    assert all("instance" not in message["payload"] for message in sent(nameless))
+
+
+@pytest.mark.parametrize("setting", ["name", "instance"])
+def test_names_that_every_heartbeat_would_be_refused_for(setting: str) -> None:
+    for bad in ("", "x" * 129, "\n", "\x7f", "\x9b", "\ud800"):
+        with pytest.raises(ValueError, match=f"{setting}: expected 1 to"):
+            Engine(client=True, **{setting: bad})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=setting):
+        Engine(client=True, **{setting: 5})  # type: ignore[arg-type]
+
+
 def test_states_change_only_as_drawn() -> None:
     side = engine()
     with pytest.raises(RuntimeError, match="expected an offline engine, it is open"):

@@ -101,7 +101,7 @@ def test_errors_and_heartbeats_are_dicts_with_whatever_they_hold() -> None:
         "error", 3, {"code": "PF400", "message": "no", "x": [1]}
     )
     heartbeat = {"timestamp": 1_700_000_000_000, "reactor": "r", "capabilities": ["df:x"], "window": 9, "load": 0.5,
-                 "ext": ["cancel"], "more": None}  # fmt: skip
+                 "ext": ["cancel"], "instance": "secret", "more": None}  # fmt: skip
     assert read({"type": "heartbeat", "seq": 1, "payload": heartbeat}).payload == heartbeat
     assert read({"type": "heartbeat", "seq": 1, "payload": {"timestamp": 1}}).payload == {"timestamp": 1}
 
@@ -297,13 +297,43 @@ def test_bad_results(path: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "payload",
     [{"timestamp": "now"}, {"reactor": ""}, {"reactor": 5}, {"capabilities": "df:x"}, {"capabilities": [1]},
-     {"window": 0}, {"window": "1"}, {"load": "high"}, {"ext": ["cancel", 1]}, {"ext": {}}],
+     {"window": 0}, {"window": "1"}, {"load": "high"}, {"ext": ["cancel", 1]}, {"ext": {}},
+     {"reactor": "r" * 129}, {"reactor": "two\nlines"}, {"reactor": "\x00"}, {"reactor": "\x7f"}, {"reactor": "a\x9bb"},
+     {"instance": ""}, {"instance": 5}, {"instance": "i" * 65}, {"instance": "\t"}, {"instance": ["i"]}],
     ids=repr,
 )  # fmt: skip
-def test_bad_heartbeats(payload: dict[str, Any]) -> None:
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_bad_heartbeats(payload: dict[str, Any], ascii_only: bool) -> None:
     with pytest.raises(InvalidPacket) as caught:
-        read({"type": "heartbeat", "seq": 1, "payload": payload})
+        read(json.dumps({"type": "heartbeat", "seq": 1, "payload": payload}, ensure_ascii=ascii_only).encode())
     assert caught.value.where == f"payload.{next(iter(payload))}"
+
+
+def test_names_and_instances_are_measured_unescaped() -> None:
+    longest = {"reactor": "é" * 64, "instance": "é" * 32}
+    for ascii_only in (True, False):
+        frame = json.dumps({"type": "heartbeat", "seq": 1, "payload": longest}, ensure_ascii=ascii_only).encode()
+        assert read(frame).payload == longest
+
+
+def test_a_secret_that_is_not_valid_is_not_shown_either() -> None:
+    with pytest.raises(InvalidPacket) as caught:
+        read({"type": "heartbeat", "seq": 1, "payload": {"instance": "swordfish" * 10}})
+    assert "swordfish" not in str(caught.value)
+
+
+def test_what_a_heartbeat_lists_is_bounded_and_the_refusal_names_the_bound() -> None:
+    def beat(**payload: Any) -> dict[str, Any]:
+        return {"type": "heartbeat", "seq": 1, "payload": payload}
+
+    most = [f"df:e{n}" for n in range(1024)]
+    assert read(beat(capabilities=most, ext=["x" * 64] * 64)).payload["capabilities"] == most
+    with pytest.raises(InvalidPacket, match="at most 1024"):
+        read(beat(capabilities=[*most, "df:more"]))
+    with pytest.raises(InvalidPacket, match="at most 64"):
+        read(beat(ext=["x"] * 65))
+    with pytest.raises(InvalidPacket, match="1 to 64 bytes"):
+        read(beat(ext=["x" * 65]))
 
 
 @pytest.mark.parametrize("payload", [{"code": 5}, {"message": []}, {"packet_id": 1}], ids=repr)

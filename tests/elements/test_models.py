@@ -49,7 +49,7 @@ class Machine(RuleBasedStateMachine):
 
     def session(self, holder: int) -> Session:
         if holder not in self.holders or self.holders[holder].ended:
-            self.holders[holder] = self.runtime.sessions.of(f"link {holder}", 2, f"reactor {holder}")
+            self.holders[holder] = self.runtime.sessions.of(f"link {holder}", 2)
         return self.holders[holder]
 
     def do(self, key: str, data: dict[str, Any], holder: int = 0) -> Any:

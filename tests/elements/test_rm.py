@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from packetflow import Access, Gateway, Identity, Reactor, Role
+from packetflow.conformance.wire import Peer
 from packetflow.elements import Bounds, step
 from packetflow.gateway import hash_token
 from tests.elements.conftest import refused, until
+from tests.test_routing import submit
 
 
 async def cache(client: Reactor, op: str, **data: Any) -> dict[str, Any]:
@@ -86,16 +88,66 @@ async def test_a_lease_ends_some_time_after_its_holder_is_lost(hub: Gateway, cli
 
 async def test_a_holder_that_comes_back_keeps_its_leases(hub: Gateway, client: Reactor) -> None:
     sessions = hub._elements.sessions  # type: ignore[union-attr]
-    holder = Reactor(hub.endpoint, name="holder", reconnect=False)
-    await holder.start()
-    lease = await holder.pool("p", capacity=1).alloc()
-    await holder.stop()
-    again = Reactor(hub.endpoint, name="holder")
-    await again.start()
-    await until(lambda: any(session.name == "holder" and session.links for session in sessions._by_key.values()))
-    assert (await refused(client.pool("p").alloc())).code == "PF429"
-    assert await again.call("rm", "free", {"lease": lease.id}) == {"freed": True}
-    await again.stop()
+    async with Reactor(hub.endpoint, name="holder") as holder:
+        lease = await holder.pool("p", capacity=1).alloc()
+        (session,) = [session for session in sessions._by_key.values() if session.held]
+        hub.reactors["holder"].disconnect()
+        await until(lambda: not session.links)
+        await until(lambda: session.links)
+        assert not session.ended
+        assert (await refused(client.pool("p").alloc())).code == "PF429"
+        assert await holder.call("rm", "free", {"lease": lease.id}) == {"freed": True}
+
+
+async def test_a_stopped_replica_keeps_nothing_because_its_namesake_lives(hub: Gateway, client: Reactor) -> None:
+    hub._elements.sessions._grace = 0.02  # type: ignore[union-attr]
+    async with Reactor(hub.endpoint, name="holder"):
+        one = Reactor(hub.endpoint, name="holder")
+        await one.start()
+        await until(lambda: hub._reactors.find("holder#2"))
+        await one.call("rm", "lock", {"key": "k"})
+        await one.stop()
+        assert (await client.call("rm", "lock", {"key": "k", "wait_ms": 5000}))["fence"] > 0
+
+
+async def test_a_link_that_changes_its_name_takes_no_leases_with_it(hub: Gateway, client: Reactor) -> None:
+    """As reactors of other languages, which tell no instance: the name is all that they are."""
+    hub._elements.sessions._grace = 0.02  # type: ignore[union-attr]
+    peers = {}
+    for name in ("one", "two"):
+        peers[name] = await Peer.connect(hub.endpoint)
+        await peers[name].send({"type": "heartbeat", "seq": 1, "payload": {"reactor": name}})
+        await peers[name].send(submit(2, id=name, group="rm", element="lock", data={"key": name}))
+        assert (await peers[name].message("result"))["payload"]["status"] == "success"
+    await peers["two"].send({"type": "heartbeat", "seq": 3, "payload": {"reactor": "one"}})
+    await until(lambda: hub.counts["names_changed"] == 1)
+    await peers["two"].send(submit(4, id="three", group="rm", element="lock", data={"key": "three"}))
+    await peers["two"].message("result")
+    peers["one"].close()
+    await client.call("rm", "lock", {"key": "one", "wait_ms": 5000})
+    for key in ("two", "three"):
+        assert (await refused(client.call("rm", "lock", {"key": key}))).code == "PF409"
+    peers["two"].close()
+    for key in ("two", "three"):
+        await client.call("rm", "lock", {"key": key, "wait_ms": 5000})
+
+
+async def test_what_goes_on_after_its_link_holds_things_for_the_grace_only(hub: Gateway, client: Reactor) -> None:
+    sessions = hub._elements.sessions  # type: ignore[union-attr]
+    sessions._grace = 0.02
+    release = asyncio.Event()
+    hub.register("df", "first", lambda data: release.wait())
+    peer = await Peer.connect(hub.endpoint)
+    await peer.send(submit(1, id="first", element="first", metadata={"retry": 3}))
+    await peer.send(submit(2, id="second", group="rm", element="lock", data={"key": "k"}, dependencies=["first"],
+                           metadata={"retry": 3}))  # fmt: skip
+    await until(lambda: hub.switch.in_flight == 2)
+    peer.close()
+    await until(lambda: hub.connections == 2)
+    release.set()
+    await until(lambda: hub.switch.in_flight == 0)
+    assert not sessions.own.held
+    await client.call("rm", "lock", {"key": "k", "wait_ms": 5000})
 
 
 # ---------------------------------------------------------------- rm:lock

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packetflow.state import Alarms, Change, MemoryStore, Patterns, Sessions, StoreFull, VersionMismatch
+from packetflow.state import Alarms, Change, MemoryStore, Patterns, StoreFull, VersionMismatch
 
 
 @pytest.fixture
@@ -193,27 +193,3 @@ async def test_alarms_ring_in_order_and_cancelled_ones_do_not() -> None:
     await done
     assert rung == list(range(4001, 5000, 2))
     alarms.close()
-
-
-def test_sessions_outlive_their_links_for_a_while() -> None:
-    loop = asyncio.new_event_loop()
-    sessions = Sessions(Alarms(loop), grace=0.01)
-    ended: list[str] = []
-    first = sessions.of("link 1", 7, "reactor")
-    first.hold(("lease", "x"), lambda: ended.append("x"))
-    sessions.lost("link 1")
-    assert sessions.of("link 2", 7, "reactor") is first
-    assert sessions.of("link 3", 8, "reactor") is not first, "another principal's of the same name"
-    loop.run_until_complete(asyncio.sleep(0.03))
-    assert ended == []
-    sessions.lost("link 2")
-    loop.run_until_complete(asyncio.sleep(0.03))
-    assert ended == ["x"]
-    assert sessions.of("link 4", 7, "reactor") is not first
-    # one without a name is its link's alone, until it tells its name
-    nameless = sessions.of("link 5", 7, None)
-    nameless.hold(("lease", "y"), lambda: ended.append("y"))
-    assert sessions.of("link 5", 7, "late") is nameless
-    sessions.close()
-    assert ended == ["x", "y"]
-    loop.close()

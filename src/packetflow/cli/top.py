@@ -7,7 +7,6 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
-from typing import Any
 
 from packetflow.endpoint import parse_endpoint
 
@@ -72,6 +71,12 @@ def _quantile(now: Snapshot, before: Snapshot | None, element: str, share: float
     return last
 
 
+def _shown(name: str) -> str:
+    """In 32 columns: what tells replicas apart stands at the end."""
+    name = "".join(c if c.isprintable() else "?" for c in name)
+    return name if len(name) <= 32 else f"{name[:20]}…{name[-11:]}"
+
+
 def _time(seconds: float) -> str:
     if seconds <= 0:
         return "-"
@@ -116,9 +121,8 @@ def render_top(endpoint: str, now: Snapshot, before: Snapshot | None) -> str:
     if reactors:
         lines += ["", f"{'reactor':32} {'outstanding':>12} {'window':>9} {'latency':>9}"]
         for (name, *_), value in sorted(reactors.items(), key=lambda item: -item[1])[:20]:
-            shown: Any = "".join(c if c.isprintable() else "?" for c in name)[:32]
             lines.append(
-                f"{shown:32} {value:12,.0f} {now.get('packetflow_reactor_window', name):9,.0f} "
+                f"{_shown(name):32} {value:12,.0f} {now.get('packetflow_reactor_window', name):9,.0f} "
                 f"{_time(now.get('packetflow_reactor_latency_seconds', name)):>9}"
             )
     return "\n".join(lines)

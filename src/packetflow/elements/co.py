@@ -171,7 +171,7 @@ def _retrieve(reply: Any) -> None:
 
 
 async def _entry(member: Member, reply: Any) -> dict[str, Any]:
-    name = member.engine.peer_name or f"#{member.number}"
+    name = member.reactor or f"#{member.number}"
     try:
         if isinstance(reply, PacketFlowError):
             raise reply

@@ -293,10 +293,13 @@ class Call:
         if self._session is None:
             caller = self._caller
             sessions = self.runtime.sessions
-            if isinstance(caller, Principal) or caller.principal is self.runtime.gateway:
+            if self.principal is self.runtime.gateway:
                 self._session = sessions.own
+            elif isinstance(caller, Principal) or caller.engine.member is not caller:
+                # its link has gone, and the packet goes on for who may come back for its outcome
+                self._session = sessions.orphan(self.principal.number)
             else:
-                self._session = sessions.of(caller.engine, self.principal.number, caller.engine.peer_name)
+                self._session = sessions.of(caller.engine, self.principal.number)
         return self._session
 
     def remaining_ms(self) -> int:

@@ -20,12 +20,17 @@ from typing import Any
 
 from packetflow.model import GROUPS
 from pfcore.budget import Account, Budget
-from pfcore.flights import Principal
 
-__all__ = ["ANONYMOUS", "GATEWAY_ROLE", "Access", "Identity", "Role", "hash_token", "new_token"]
+__all__ = ["ANONYMOUS", "GATEWAY_ROLE", "NOBODY_ROLE", "Access", "Identity", "Role", "hash_token", "new_token"]
 
 GATEWAY_ROLE = 63
 """The bit of the gateway's own role: it may do everything."""
+
+NOBODY_ROLE = 62
+"""The bit of who was a principal and is no more: no mask has it (`pfcore.flights` knows it, too)."""
+
+FIRST_ROLE, LAST_ROLE = 1, 61
+"""Bits for the roles of a configuration; 0 is the anonymous one's."""
 
 _PATTERN = re.compile(r"(\*|cf|df|ed|co|mc|rm):(\*|[A-Za-z0-9_.\-]{1,64}\*?)\Z")
 _HASH = re.compile(r"[0-9a-f]{64}\Z")
@@ -56,7 +61,9 @@ class Role:
     also with a trailing ``*``: ``"df:*"``, ``"*:*"``, ``"ed:order.*"``. `replace`:
     elements in which its reactors take the place of a handler of the gateway's
     own, ``df`` always included where `handle` has it. `admin`: may submit and
-    handle ``mc``, where the patterns allow it, too.
+    handle ``mc``, where the patterns allow it, too. `names`: what its reactors may
+    be called, each a name or the beginning of names and ``*``: ``"billing*"``
+    (default: anything).
     """
 
     name: str
@@ -64,8 +71,17 @@ class Role:
     handle: tuple[str, ...] = ()
     replace: tuple[str, ...] = ()
     admin: bool = False
+    names: tuple[str, ...] = ("*",)
 
     def __post_init__(self) -> None:
+        if isinstance(self.names, str) or not all(
+            isinstance(one, str) and one and "*" not in one[:-1] for one in self.names
+        ):
+            raise ValueError(
+                f"role {self.name!r}, names: expected a list of names such as ['billing'] or ['billing*'], "
+                f"found {self.names!r}"
+            )
+        object.__setattr__(self, "names", tuple(self.names))
         for name in ("submit", "handle", "replace"):
             patterns = getattr(self, name)
             if isinstance(patterns, str) or not all(isinstance(one, str) for one in patterns):
@@ -94,6 +110,10 @@ class Role:
     def may_replace(self, group: str, element: str) -> bool:
         """May its principals' reactors handle it in place of the gateway?"""
         return self.may_handle(group, element) and (group == "df" or self._allows(self.replace, group, element))
+
+    def may_name(self, name: str) -> bool:
+        """May its principals' reactors be called this?"""
+        return any(name.startswith(one[:-1]) if one.endswith("*") else name == one for one in self.names)
 
 
 ANONYMOUS = Role("anonymous", submit=("*:*",), handle=("*:*",))
@@ -164,18 +184,16 @@ class Access:
         """Is nobody let in who does not prove who he is?"""
         return self.anonymous is None
 
-    def bits(self) -> dict[str, int]:
-        """Role name -> its bit in the masks; the anonymous role has bit 0."""
-        return {name: place + 1 for place, name in enumerate(self.roles)}
+    def masks(self, key: str, bits: Mapping[str, int]) -> tuple[int, int, int]:
+        """Which roles may submit, handle and replace an element: a bit for each, the anonymous one's being 0.
 
-    def masks(self, key: str) -> tuple[int, int, int]:
-        """Which roles may submit, handle and replace an element: a bit for each."""
+        `bits`: of the roles, by name.
+        """
         group, _, element = key.partition(":")
         own = 1 << GATEWAY_ROLE
         submit, handle, replace = own, own, own
         if group not in GROUPS:
             return own, own, own
-        bits = self.bits()
         roles = [(bits[name], role) for name, role in self.roles.items()]
         if self.anonymous is not None:
             roles.append((0, self.anonymous))
@@ -270,21 +288,3 @@ class Budgets:
     def store(self, name: str) -> Account:
         """What is stored for a principal of that name."""
         return Account(name, self.stored_principal, self.stored, "max_stored_principal_bytes")
-
-
-def principals(access: Access, budgets: Budgets) -> tuple[Principal, dict[str, Principal]]:
-    """The core's principals: that of anonymous links, and those of the identities by name."""
-    bits = access.bits()
-    numbered = {
-        identity.name: Principal(
-            identity.name,
-            place + 2,
-            bits[identity.role],
-            identity.rate,
-            identity.burst,
-            account=budgets.account(identity.name),
-            stored=budgets.store(identity.name),
-        )
-        for place, identity in enumerate(access.identities)
-    }
-    return Principal("anonymous", 0, 0, stored=budgets.store("anonymous")), numbered

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from packetflow.errors import InvalidPacket, PacketTimeout
@@ -74,10 +75,8 @@ class Admin:
         return moved, finished
 
     def _find(self, reactor: str) -> Member | None:
-        for member in self._gateway.switch.links:
-            if member.engine.peer_name == reactor:
-                return member
-        return None
+        peer = self._gateway._reactors.find(reactor)
+        return None if peer is None else peer.member
 
     # -- settings
 
@@ -142,7 +141,6 @@ class Admin:
         switch = gateway.switch
         if member is not None:
             return _reactor(member)
-        named = [one for one in switch.links if one.engine.peer_name is not None]
         busiest = sorted(switch.elements.items(), key=lambda item: -(item[1].succeeded + item[1].failed))[:SHOWN]
         return {
             "connections": gateway.connections,
@@ -151,7 +149,7 @@ class Admin:
             "routed": switch.routed,
             "refusals": dict(switch.refusals),
             "elements": {key: _element(route) for key, route in sorted(busiest) if _lives(route)},
-            "reactors": {str(one.engine.peer_name): _reactor(one) for one in named[:SHOWN]},
+            "reactors": {peer.id: _reactor(peer.member) for peer in islice(gateway._reactors, SHOWN)},
             "processes": {name: gateway.supervisor.running(name) for name in gateway.supervisor.templates},
         }
 

@@ -159,6 +159,7 @@ _ROLE: Mapping[str, Callable[[Any], str | None]] = {
     "handle": _texts,
     "replace": _texts,
     "admin": _flag,
+    "names": _texts,
 }
 
 _PRINCIPAL: Mapping[str, Callable[[Any], str | None]] = {

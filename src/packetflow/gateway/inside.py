@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from packetflow.errors import ConnectionLost
-from packetflow.gateway.access import GATEWAY_ROLE
+from packetflow.errors import ConnectionLost, Forbidden
+from packetflow.gateway.access import GATEWAY_ROLE, NOBODY_ROLE
 from packetflow.model import Packet
 from pfcore.client import Submitter
 from pfcore.engine import Engine
@@ -95,7 +95,13 @@ class Inside:
 
     def reactors_for(self, key: str) -> list[Member]:
         """Who handles it, and takes new work."""
-        return [member for member in self._switch.reactors_for(key) if not member.draining]
+        may_handle = self._masks(key)[1]
+        return [
+            member
+            for member in self._switch.reactors_for(key)
+            # what one was seen to handle, it may have been allowed to then
+            if not member.draining and may_handle >> member.principal.role & 1
+        ]
 
     def submit_to(self, member: Member, packet: Packet) -> Reply:
         """Sends a packet to one reactor."""
@@ -115,6 +121,9 @@ class Inside:
         if way is None:
             if self._loop is None:
                 raise ConnectionLost("not started: use `async with`, or await start() first")
+            if principal.role == NOBODY_ROLE:
+                # a way would be opened again, and nobody would close it
+                raise Forbidden(f"principal {principal.name!r} is no more")
             way = self._open_way(principal)
         return way
 

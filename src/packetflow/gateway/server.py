@@ -8,6 +8,7 @@ import random
 import ssl as ssl_module
 import time
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
@@ -17,12 +18,14 @@ import picows
 from packetflow.elements import STANDARD, Bounds, Runtime, Toolbox
 from packetflow.endpoint import Endpoint, parse_endpoint
 from packetflow.errors import ConnectionLost
-from packetflow.gateway.access import GATEWAY_ROLE, Access, Budgets, principals
+from packetflow.gateway.access import NOBODY_ROLE, Access, Budgets
 from packetflow.gateway.admin import Admin
 from packetflow.gateway.inside import Inside
 from packetflow.gateway.memory import share_of_memory
 from packetflow.gateway.peer import Peer
+from packetflow.gateway.principals import Principals
 from packetflow.gateway.processes import Supervisor, Template
+from packetflow.gateway.reactors import Reactors
 from packetflow.gateway.web import respond
 from packetflow.handlers import HandlerRegistry
 from packetflow.logs import HandlerErrors, warn_slow
@@ -38,6 +41,11 @@ from pfcore.switch import Switch
 __all__ = ["Gateway"]
 
 log = logging.getLogger("packetflow.gateway")
+
+MOST_ANNOUNCED = 1024
+"""Handlers in a heartbeat; more would be refused."""
+
+GONE = "these credentials are no longer valid"
 
 
 class Gateway(HandlerRegistry, Toolbox):
@@ -129,6 +137,7 @@ class Gateway(HandlerRegistry, Toolbox):
         )
         self._budgets.account("a principal")  # bad settings fail here
         self._budgets.store("a principal")
+        self._principals = Principals(self._access, self._budgets)
         self._switch = Switch(
             self._dispatcher,
             self._masks,
@@ -143,6 +152,7 @@ class Gateway(HandlerRegistry, Toolbox):
             seed=random.getrandbits(63),
             now=time.monotonic_ns(),
         )
+        self._switch.set_principals(len(self._principals.alive))
         self._settings: dict[str, Any] = {
             "window": window,
             "max_pending": max_pending,
@@ -172,19 +182,14 @@ class Gateway(HandlerRegistry, Toolbox):
         )
         self._addresses: dict[str, int] = {}
         self._arriving = 0
-        self._peers: dict[str, Peer] = {}
-        self._known: dict[str, None] = {}
-        self._arrivals: list[asyncio.Future[None]] = []
         self._emptied: asyncio.Event = asyncio.Event()
-        self._anonymous, self._principals = principals(self._access, self._budgets)
-        self._switch.set_principals(len(self._principals) + (self._access.anonymous is not None))
         self.counts: dict[str, int] = {
             "accepted": 0,
             "turned_away": 0,
             "unauthenticated": 0,
             "refused_origin": 0,
-            "reconnects": 0,
         }
+        self._reactors = Reactors(self._principals.may_name, self._principals.may_handle, self.counts)
         # one bound method each for all links: a new one for every link would cost memory
         self._on_open_link = self._on_open
         self._on_closed_link = self._on_closed
@@ -209,8 +214,8 @@ class Gateway(HandlerRegistry, Toolbox):
 
     @property
     def reactors(self) -> Mapping[str, Peer]:
-        """The connected reactors that have announced a name, by name."""
-        return MappingProxyType(self._peers)
+        """The connected reactors that have announced a name, by name: of several of one, the latest."""
+        return MappingProxyType(self._reactors.by_name)
 
     @property
     def offers_elements(self) -> bool:
@@ -351,32 +356,37 @@ class Gateway(HandlerRegistry, Toolbox):
     # -- who comes in
 
     def _masks(self, key: str) -> tuple[int, int, int]:
-        return self._access.masks(key)
+        return self._principals.masks(key)
 
     def set_access(self, access: Access) -> None:
-        """Other roles and principals from now on; links of principals that are no more are closed."""
+        """Other roles and principals from now on.
+
+        Of principals that are no more everything ends: their links are closed,
+        their leases, timers, reactions and waits are over. Who has a name that
+        stays is who he was, with the role that he has now.
+        """
         if not self._endpoint.is_loopback and self._ssl is None and self._access.authenticates > access.authenticates:
             raise ValueError("access: this address needs TLS, or principals that prove who they are")
-        before = self._principals
+        gone = self._principals.change(access)
         self._access = access
-        self._anonymous, self._principals = principals(access, self._budgets)
-        for name, principal in self._principals.items():
-            if name in before:  # links go on under the principal that they have
-                old = before[name]
-                old.role, old.rate, old.burst = principal.role, principal.rate, principal.burst
-                self._principals[name] = old
+        self._switch.set_principals(len(self._principals.alive))
+        for principal in gone:
+            self._switch.forget_principal(principal)
         self._switch.roles_changed()
-        alive = {id(principal) for principal in self._principals.values()}
-        self._inside.keep_only([*self._principals.values(), self._anonymous])
+        self._reactors.check()
+        if self._elements is not None:
+            for principal in gone:
+                self._elements.sessions.end_principal(principal.number)
+                # what the elements keep for a principal beyond its sessions
+                end = getattr(self._elements, "end_principal", None)
+                if end is not None:
+                    end(principal)
+        self._inside.keep_only(self._principals.alive)
         for member in self._switch.links:
-            principal = member.principal
-            if principal.role == GATEWAY_ROLE or id(principal) in alive:
-                continue
-            if principal.number == 0 and access.anonymous is not None:
-                continue
-            link = self._links.get(member.engine)
-            if link is not None:
-                link.close(1008, "these credentials are no longer valid")
+            if member.principal.role == NOBODY_ROLE:
+                link = self._links.get(member.engine)
+                if link is not None:
+                    link.close(1008, GONE)
 
     def set_limits(
         self,
@@ -439,9 +449,9 @@ class Gateway(HandlerRegistry, Toolbox):
         connection = request.headers.get("connection", "")
         if "upgrade" in (token.strip().lower() for token in connection.split(",")):
             request.headers["Connection"] = "Upgrade"
-        principal = self._anonymous if identity is None else self._principals[identity.name]
+        principal = self._principals.of(identity)
         engine = Engine(client=False, acceptor=self._switch, on_heartbeat=self._on_peer_heartbeat, **self._settings)
-        engine.announce(self.handles)
+        engine.announce(self._announced())
         link = Link(
             engine,
             loop=self._loop,
@@ -464,13 +474,14 @@ class Gateway(HandlerRegistry, Toolbox):
         self._links[link.engine] = link
         self._switch.join(link.engine)
         self.counts["accepted"] += 1
+        if link.engine.member.principal.role == NOBODY_ROLE:
+            # its credentials were valid when the handshake began
+            link.close(1008, GONE)
 
     def _on_closed(self, link: Link) -> None:
         engine = link.engine
         self._links.pop(engine, None)
-        name = engine.peer_name
-        if name is not None and name in self._peers and self._peers[name]._engine is engine:
-            del self._peers[name]
+        self._reactors.lost(engine)
         self._inside.forget(engine)
         if self._elements is not None:
             self._elements.sessions.lost(engine)
@@ -481,40 +492,29 @@ class Gateway(HandlerRegistry, Toolbox):
             self._emptied.set()
 
     def _on_heartbeat(self, engine: Engine) -> None:
-        name = engine.peer_name
-        if name is not None:
-            known = self._peers.get(name)
-            link = self._links.get(engine)
-            if link is not None and (known is None or known._engine is not engine):
-                # the latest link of a name is the one that counts: a reactor that came back
-                self._peers[name] = Peer(link)
-                self._count_return(name)
-                if self._elements is not None:
-                    self._elements.sessions.joined(engine, engine.member.principal.number, name)
-                arrivals, self._arrivals = self._arrivals, []
-                for waiter in arrivals:
-                    if not waiter.done():
-                        waiter.set_result(None)
+        link = self._links.get(engine)
+        if link is not None:
+            self._reactors.announced(link)
+            if self._elements is not None and engine.peer_name is not None:
+                # even where the name is not granted: what a reactor holds is within its principal, and who takes its
+                # name while it is away takes nothing else
+                member = engine.member
+                self._elements.sessions.named(
+                    engine, member.principal.number, engine.peer_name, engine.peer_instance, member.reactor
+                )
         self._switch.update(engine)
 
-    def _count_return(self, name: str) -> None:
-        if name in self._known:
-            self.counts["reconnects"] += 1
-        elif len(self._known) < 100_000:
-            self._known[name] = None
+    def _announced(self) -> list[str]:
+        return self.handles[:MOST_ANNOUNCED]
 
     def _handlers_changed(self) -> None:
         self._switch.handlers_changed()
         for engine in self._links:
-            engine.announce(self.handles)
+            engine.announce(self._announced())
 
     async def wait_for_reactor(self, name: str) -> Peer:
-        """Returns the connected reactor of that name, once there is one."""
-        while name not in self._peers:
-            waiter = asyncio.get_running_loop().create_future()
-            self._arrivals.append(waiter)
-            await waiter
-        return self._peers[name]
+        """Returns the connected reactor of that name, once there is one; of several, the latest."""
+        return await self._reactors.wait(name)
 
     # -- time
 
@@ -533,13 +533,19 @@ class Gateway(HandlerRegistry, Toolbox):
     # -- submitting
 
     def _peer(self, name: str) -> Peer:
-        peer = self._peers.get(name)
+        peer = self._reactors.find(name)
         if peer is None:
-            raise ConnectionLost(f"no reactor named {name!r} is connected; connected: {sorted(self._peers) or 'none'}")
+            some = sorted(islice(self._reactors.by_name, 20))
+            raise ConnectionLost(f"no reactor named {name!r} is connected; connected: {some or 'none'}")
         return peer
 
     def submit(self, packet: Packet | Mapping[str, Any], *, reactor: str | None = None, retry: int | bool = 0) -> Reply:
-        """As `Reactor.submit`: routed, or to the reactor named `reactor`, `ConnectionLost` if none is connected."""
+        """As `Reactor.submit`: routed, or to one reactor.
+
+        `reactor`: a name, for the latest of that name, or an id such as ``name#2``.
+        `ConnectionLost` if none is connected, `Forbidden` where its principal may
+        not handle this element.
+        """
         return (self._inside.own if reactor is None else self._peer(reactor)).submit(packet, retry=retry)
 
     def call(
@@ -553,7 +559,7 @@ class Gateway(HandlerRegistry, Toolbox):
         timeout_ms: int | None = None,
         retry: int | bool = 0,
     ) -> Reply:
-        """As `Reactor.call`: routed, or to the reactor named `reactor`, `ConnectionLost` if none is connected."""
+        """As `Reactor.call`: routed, or to one reactor; see `submit` for `reactor`."""
         to = self._inside.own if reactor is None else self._peer(reactor)
         return to.call(group, element, data, priority=priority, timeout_ms=timeout_ms, retry=retry)
 

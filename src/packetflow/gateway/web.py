@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import picows
+
+from pfcore.errors import EXCEPTIONS
 
 if TYPE_CHECKING:
     from packetflow.gateway.server import Gateway
@@ -55,13 +58,22 @@ def metrics(gateway: Gateway) -> str:
     return generate_latest(registry).decode()
 
 
+def _by_code(refusals: Mapping[str, int]) -> dict[str, int]:
+    """By the protocol's codes; peers choose others, and a label for each would be theirs to choose, too."""
+    counts: dict[str, int] = {}
+    for code, count in refusals.items():
+        known = code if code in EXCEPTIONS else "other"
+        counts[known] = counts.get(known, 0) + count
+    return counts
+
+
 def _families(gateway: Gateway) -> Iterator[Any]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
     switch = gateway.switch
     for name, text, value in (
         ("packetflow_connections", "Open links", gateway.connections),
-        ("packetflow_reactors", "Connected reactors that have a name", len(gateway.reactors)),
+        ("packetflow_reactors", "Connected reactors that have a name", len(gateway._reactors)),
         ("packetflow_in_flight", "Packets under way", switch.in_flight),
         ("packetflow_queued", "Packets that wait for a reactor with room", switch.queued),
         ("packetflow_remembered", "Outcomes remembered", switch.remembered),
@@ -80,8 +92,14 @@ def _families(gateway: Gateway) -> Iterator[Any]:
     for reason in ("turned_away", "unauthenticated", "refused_origin"):
         handshakes.add_metric([reason], gateway.counts[reason])
     yield handshakes
+    names = CounterMetricFamily(
+        "packetflow_names_refused", "Claims to a reactor's name that were ignored", labels=["reason"]
+    )
+    for reason in ("taken", "forbidden", "changed"):
+        names.add_metric([reason], gateway.counts[f"names_{reason}"])
+    yield names
     refusals = CounterMetricFamily("packetflow_refusals", "Packets refused or failed by the gateway", labels=["code"])
-    for code, count in sorted(switch.refusals.items()):
+    for code, count in sorted(_by_code(switch.refusals).items()):
         refusals.add_metric([code], count)
     yield refusals
     packets = CounterMetricFamily("packetflow_packets", "Packets that ended", labels=["element", "status"])
@@ -114,9 +132,8 @@ def _families(gateway: Gateway) -> Iterator[Any]:
     )
     window = GaugeMetricFamily("packetflow_reactor_window", "Packets that it takes at once", labels=["reactor"])
     recent = GaugeMetricFamily("packetflow_reactor_latency_seconds", "Recent time to its answers", labels=["reactor"])
-    for member in switch.links[:MOST_REACTORS]:
-        if member.engine.peer_name is not None:
-            outstanding.add_metric([member.engine.peer_name], member.outstanding)
-            window.add_metric([member.engine.peer_name], member.window)
-            recent.add_metric([member.engine.peer_name], member.latency_ms / 1e3)
+    for peer in islice(gateway._reactors, MOST_REACTORS):
+        outstanding.add_metric([peer.id], peer.member.outstanding)
+        window.add_metric([peer.id], peer.member.window)
+        recent.add_metric([peer.id], peer.member.latency_ms / 1e3)
     yield from (outstanding, window, recent)

@@ -13,25 +13,34 @@ __all__ = ["Session", "Sessions"]
 class Session:
     """A reactor that may hold things, for as long as it has a link, and 5 s beyond.
 
-    `held`: what ends with it, by key, each with a function that ends it.
+    `principal`: whose it is. `name`: what it is shown as, None for a link without
+    a name. `held`: what ends with it, by key, each with a function that ends it.
     """
 
-    __slots__ = ("_alarm", "_counts", "ended", "held", "key", "links", "name")
+    __slots__ = ("_alarm", "_alarms", "_counts", "ended", "held", "key", "links", "name", "principal")
 
-    def __init__(self, key: Hashable, name: str | None) -> None:
+    def __init__(self, alarms: Alarms, key: Hashable, principal: Hashable, name: str | None) -> None:
         self.key = key
+        self.principal = principal
         self.name = name
         self.links: set[Any] = set()
         self.held: dict[tuple[str, str], Callable[[], None]] = {}
         self.ended = False
         self._counts: dict[str, int] = {}
+        self._alarms = alarms
         self._alarm: Alarm | None = None
 
     def hold(self, key: tuple[str, str], end: Callable[[], None]) -> None:
-        """Calls `end` when the session ends, unless it is let go before. `key`: (kind, id)."""
+        """Calls `end` when the session ends, unless it is let go before. `key`: (kind, id).
+
+        Where it has ended already, that is as soon as the loop gets to it: who
+        holds it has then put it in order.
+        """
         if key not in self.held:
             self._counts[key[0]] = self._counts.get(key[0], 0) + 1
         self.held[key] = end
+        if self.ended:
+            self._alarms.at(self._alarms.now(), self._end_all)
 
     def let_go(self, key: tuple[str, str]) -> None:
         """It has ended otherwise."""
@@ -42,60 +51,81 @@ class Session:
         """How many of a kind it holds."""
         return self._counts.get(kind, 0)
 
+    def _end_all(self) -> None:
+        while self.held:
+            key, end = self.held.popitem()
+            self._counts[key[0]] -= 1
+            end()
+
 
 class Sessions:
-    """The sessions of a gateway: by principal and reactor id where a link has one, else a link's own.
+    """The sessions of a gateway: of a reactor where a link has a name, else of the link.
 
-    `grace`: seconds that a session outlives its last link (default 5).
+    A reactor is a principal, a name and its secret `instance`, or where it sends
+    none principal and name alone: nobody comes into a session of another principal,
+    and none that has an instance by knowing the name. `grace`: seconds that a
+    session outlives its last link (default 5).
     """
 
     def __init__(self, alarms: Alarms, grace: float = 5.0) -> None:
         self._alarms = alarms
         self._grace = grace
         self._by_key: dict[Hashable, Session] = {}
-        self._by_link: dict[Any, Session] = {}
-        self.own = Session("gateway", "gateway")
+        self._by_link: dict[Any, list[Session]] = {}  # the last is the one in use
+        self._names: dict[
+            Any, tuple[Hashable, str | None]
+        ] = {}  # of links that have told theirs: key, and what to show
+        self.own = Session(alarms, "gateway", None, "gateway")
         """Of the gateway itself: it does not end while it runs."""
 
     def __len__(self) -> int:
         return len(self._by_key)
 
-    def of(self, link: Any, principal: Hashable, name: str | None) -> Session:
+    def of(self, link: Any, principal: Hashable) -> Session:
         """The session of a link; made at its first use."""
-        session = self._by_link.get(link)
-        if session is not None and (name is None or session.name == name):
-            return session
-        key = (principal, name) if name is not None else link
-        found = self._by_key.get(key)
-        if found is None:
-            if session is not None:
-                # it has told its name since
-                del self._by_key[session.key]
-                session.key, session.name = key, name
-                self._by_key[key] = session
-                return session
-            found = self._by_key[key] = Session(key, name)
-        elif session is not None:
-            for held, end in session.held.items():
-                found.hold(held, end)
-            session.held.clear()
-            self._by_key.pop(session.key, None)
-        self._join(found, link)
-        return found
+        sessions = self._by_link.get(link)
+        if sessions is not None:
+            return sessions[-1]
+        key, name = self._names.get(link, (link, None))
+        session = self._by_key.get(key)
+        if session is None:
+            session = self._by_key[key] = Session(self._alarms, key, principal, name)
+        self._join(session, link)
+        return session
 
-    def joined(self, link: Any, principal: Hashable, name: str) -> None:
-        """A link has told its name: the session of that name goes on."""
-        if (principal, name) in self._by_key or link in self._by_link:
-            self.of(link, principal, name)
+    def named(
+        self, link: Any, principal: Hashable, name: str, instance: str | None = None, shown: str | None = None
+    ) -> None:
+        """A link has told its name, and whatever it tells later does not count. `shown`: what it is shown as.
+
+        If that reactor has a session, it goes on, and is the link's from now on.
+        What the link had before it told its name stays its own.
+        """
+        if link in self._names:
+            return
+        key = (principal, name, instance)
+        self._names[link] = key, shown
+        found = self._by_key.get(key)
+        if found is not None:
+            self._join(found, link)
+        elif link in self._by_link:
+            session = self._by_link[link][-1]
+            del self._by_key[session.key]
+            session.key, session.name = key, shown
+            self._by_key[key] = session
+
+    def orphan(self, principal: Hashable) -> Session:
+        """For who has no link any more: what it holds ends after the grace."""
+        session = Session(self._alarms, object(), principal, None)
+        self._by_key[session.key] = session
+        self._leave(session, None)
+        return session
 
     def lost(self, link: Any) -> None:
-        """A link has gone; its session ends after the grace, unless another of that name comes."""
-        session = self._by_link.pop(link, None)
-        if session is None:
-            return
-        session.links.discard(link)
-        if not session.links:
-            session._alarm = self._alarms.at(self._alarms.now() + self._grace, lambda: self.end(session))
+        """A link has gone; its session ends after the grace, unless its reactor comes back."""
+        self._names.pop(link, None)
+        for session in self._by_link.pop(link, ()):
+            self._leave(session, link)
 
     def end(self, session: Session) -> None:
         """Ends a session and all that it holds."""
@@ -104,9 +134,20 @@ class Sessions:
         session.ended = True
         self._by_key.pop(session.key, None)
         for link in session.links:
-            self._by_link.pop(link, None)
-        while session.held:
-            session.held.popitem()[1]()
+            sessions = self._by_link[link]
+            sessions.remove(session)
+            if not sessions:
+                del self._by_link[link]
+        session.links.clear()
+        if session._alarm is not None:
+            session._alarm.cancel()
+            session._alarm = None
+        session._end_all()
+
+    def end_principal(self, principal: Hashable) -> None:
+        """Ends all sessions of a principal: it is no more."""
+        for session in [one for one in self._by_key.values() if one.principal == principal]:
+            self.end(session)
 
     def close(self) -> None:
         """Ends all of them."""
@@ -116,7 +157,12 @@ class Sessions:
 
     def _join(self, session: Session, link: Any) -> None:
         session.links.add(link)
-        self._by_link[link] = session
+        self._by_link.setdefault(link, []).append(session)
         if session._alarm is not None:
             session._alarm.cancel()
             session._alarm = None
+
+    def _leave(self, session: Session, link: Any) -> None:
+        session.links.discard(link)
+        if not session.links:
+            session._alarm = self._alarms.at(self._alarms.now() + self._grace, lambda: self.end(session))

@@ -1,0 +1,166 @@
+"""Sessions: whose they are, who comes into them, and when what they hold ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from packetflow.state import Alarms, Session, Sessions
+
+
+class Loop:
+    """A loop as far as alarms need one: time is what the test says."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.now = 0.0
+        self.loop.time = lambda: self.now  # type: ignore[method-assign]
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.loop.run_until_complete(asyncio.sleep(0))
+        self.loop.run_until_complete(asyncio.sleep(0))
+
+
+@pytest.fixture
+def time() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.loop.close()
+
+
+@pytest.fixture
+def sessions(time: Loop) -> Sessions:
+    return Sessions(Alarms(time.loop), grace=5.0)
+
+
+def holding(session: Session, ended: list[str], *names: str) -> None:
+    for name in names:
+        session.hold(("lease", name), lambda name=name: ended.append(name))  # type: ignore[misc]
+
+
+def test_a_session_outlives_its_link_for_the_grace(sessions: Sessions, time: Loop) -> None:
+    ended: list[str] = []
+    sessions.named("link 1", 7, "reactor", "secret")
+    first = sessions.of("link 1", 7)
+    holding(first, ended, "x")
+    sessions.lost("link 1")
+    time.pass_time(4.9)
+    sessions.named("link 2", 7, "reactor", "secret")
+    assert sessions.of("link 2", 7) is first
+    time.pass_time(10)
+    assert ended == []
+    sessions.lost("link 2")
+    time.pass_time(5)
+    assert ended == ["x"]
+    sessions.named("link 3", 7, "reactor", "secret")
+    assert sessions.of("link 3", 7) is not first
+    sessions.lost("link 3")
+    time.pass_time(5)
+    assert not sessions._by_key and not sessions._by_link and not sessions._names
+
+
+def test_it_is_a_principals_a_names_and_an_instances(sessions: Sessions) -> None:
+    links = {
+        "one": (7, "reactor", "secret"),
+        "another principal's": (8, "reactor", "secret"),
+        "another instance": (7, "reactor", "other"),
+        "without an instance": (7, "reactor", None),
+        "another name": (7, "namesake", "secret"),
+    }
+    for link, (principal, name, instance) in links.items():
+        sessions.named(link, principal, name, instance)
+    assert len({id(sessions.of(link, links[link][0])) for link in links}) == len(links)
+    sessions.named("again", 7, "reactor", None)
+    assert sessions.of("again", 7) is sessions.of("without an instance", 7)
+
+
+def test_a_link_keeps_the_session_that_it_began_with(sessions: Sessions, time: Loop) -> None:
+    ended: list[str] = []
+    sessions.named("link 1", 7, "one", None)
+    sessions.named("link 2", 7, "two", None)
+    holding(sessions.of("link 1", 7), ended, "one's")
+    mine = sessions.of("link 2", 7)
+    sessions.named("link 2", 7, "one", None)
+    assert sessions.of("link 2", 7) is mine
+    sessions.lost("link 1")
+    time.pass_time(5)
+    assert ended == ["one's"]
+
+
+def test_what_a_link_had_before_it_told_its_name_becomes_that_reactors(sessions: Sessions) -> None:
+    nameless = sessions.of("link 1", 7)
+    assert nameless.name is None
+    sessions.named("link 1", 7, "late", "secret", "late#2")
+    assert sessions.of("link 1", 7) is nameless
+    assert nameless.name == "late#2"
+    sessions.lost("link 1")
+    sessions.named("link 2", 7, "late", "secret")
+    assert sessions.of("link 2", 7) is nameless
+
+
+def test_and_stays_the_links_own_where_the_reactor_has_a_session_already(sessions: Sessions, time: Loop) -> None:
+    ended: list[str] = []
+    sessions.named("link 1", 7, "reactor", "secret")
+    named = sessions.of("link 1", 7)
+    holding(named, ended, "named's")
+    sessions.lost("link 1")
+    nameless = sessions.of("link 2", 7)
+    holding(nameless, ended, "nameless")
+    sessions.named("link 2", 7, "reactor", "secret")
+    assert sessions.of("link 2", 7) is named
+    time.pass_time(10)
+    assert ended == []
+    nameless.let_go(("lease", "nameless"))
+    assert nameless.count("lease") == 0 and named.count("lease") == 1
+    holding(nameless, ended, "nameless")
+    sessions.lost("link 2")
+    time.pass_time(5)
+    assert sorted(ended) == ["named's", "nameless"]
+    assert not len(sessions) and not sessions._by_link
+
+
+def test_all_sessions_of_a_principal_end_with_it(sessions: Sessions, time: Loop) -> None:
+    ended: list[str] = []
+    sessions.named("link 1", 7, "reactor", "secret")
+    holding(sessions.of("link 1", 7), ended, "named")
+    holding(sessions.of("link 2", 7), ended, "nameless")
+    holding(sessions.orphan(7), ended, "orphan")
+    holding(sessions.of("link 3", 8), ended, "another's")
+    sessions.end_principal(7)
+    assert sorted(ended) == ["named", "nameless", "orphan"]
+    for link in ("link 1", "link 2", "link 3"):
+        sessions.lost(link)
+    time.pass_time(5)
+    assert ended[-1] == "another's"
+    assert not len(sessions) and not sessions._by_link and not sessions._names
+
+
+def test_what_is_held_in_a_session_that_has_ended_ends_at_once(sessions: Sessions, time: Loop) -> None:
+    ended: list[str] = []
+    session = sessions.of("link", 7)
+    sessions.end(session)
+    holding(session, ended, "late")
+    assert ended == [], "whoever holds it may not be ready yet"
+    time.pass_time(0)
+    assert ended == ["late"]
+    assert session.count("lease") == 0
+
+
+def test_an_orphan_lives_for_the_grace(sessions: Sessions, time: Loop) -> None:
+    ended: list[str] = []
+    holding(sessions.orphan(7), ended, "x")
+    time.pass_time(4.9)
+    assert ended == []
+    time.pass_time(0.1)
+    assert ended == ["x"] and not len(sessions)
+
+
+def test_closing_ends_everything(sessions: Sessions) -> None:
+    ended: list[str] = []
+    holding(sessions.of("link", 7), ended, "x")
+    holding(sessions.own, ended, "the gateway's own")
+    sessions.close()
+    assert sorted(ended) == ["the gateway's own", "x"]
