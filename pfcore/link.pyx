@@ -1,9 +1,11 @@
 """Binds an engine to picows: frames in, batched writes out, one timer."""
 
+import asyncio
 import time
 
 import picows
 from picows.picows import WSProtocol
+from picows.url import parse_url
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.pythread cimport PyThread_get_thread_ident
@@ -18,7 +20,7 @@ from pfcore.engine cimport Engine, EngineState
 from pfcore.reply cimport Reply
 from pfcore.scan cimport pf_utf8_valid
 
-__all__ = ["PICOWS_VERSION", "Gate", "Link", "MessageLink"]
+__all__ = ["PICOWS_VERSION", "Gate", "Link", "MessageLink", "connect"]
 
 cdef extern from "clock.h" nogil:
     int64_t pf_monotonic_ns() noexcept
@@ -159,6 +161,8 @@ cdef class Link(WSListener):
                     self._write()
 
     cpdef on_ws_disconnected(self, WSTransport transport):
+        if transport is not self.transport:
+            return  # `detach` came first, or this connection was never this link's
         self._drop_fragments()
         if self.timer is not None:
             self.timer.cancel()
@@ -448,6 +452,13 @@ cdef class Link(WSListener):
         if self.tcp is not None:
             self.tcp.abort()
 
+    def detach(self):
+        """Ends the connection at once, and does here and now what follows from it: nothing is left to wait for."""
+        cdef WSTransport transport = self.transport
+        if transport is not None:
+            transport.underlying_transport.abort()
+            self.on_ws_disconnected(transport)
+
     def flush_ended(self):
         """Resumes whoever waits for submits that the engine has just ended."""
         cdef object reply
@@ -465,6 +476,70 @@ cdef class Link(WSListener):
                 await self.transport.wait_disconnected()
             except Exception:
                 pass  # picows's reason; ours is in close_code
+
+
+class _ClientProtocol(WSProtocol):
+    """The connection of one dialling."""
+
+    __slots__ = ("__weakref__", "given_up")
+
+    def connection_made(self, transport):
+        if self.given_up:
+            transport.abort()
+        super().connection_made(transport)
+
+    def give_up(self):
+        """Whoever dialled is gone: neither an answer that comes late nor the connection is of use to anybody."""
+        self.given_up = True
+        if self.transport is not None:
+            self.transport.underlying_transport.abort()
+
+
+async def connect(Link link not None, str url, *, headers, ssl, double timeout, logger):
+    """Dials `url` for a link that has no connection; returns once it is open.
+
+    `headers`: of the handshake, or None. `ssl`: an `ssl.SSLContext`, None for the default one.
+    `timeout`: seconds from the look-up of the name to the end of the handshake, TimeoutError past it.
+    Whatever else it raises (OSError, `picows.WSError`, ConnectionError where the peer closed what it
+    had just opened), and when it is cancelled: no connection is left, nor one on its way.
+    """
+    import aiofastnet
+
+    target = parse_url(url)
+    protocol = None
+
+    def listener():
+        if protocol.given_up:
+            raise ConnectionError("nobody waits for this connection any more")
+        return link
+
+    def factory():
+        nonlocal protocol
+        protocol = _ClientProtocol(
+            target.netloc, target.resource_name, True, listener, logger, True,
+            None,  # the time limit is the one below
+            False, 10.0, 10.0, picows.WSAutoPingStrategy.PING_WHEN_IDLE,
+            False,  # the link answers pings itself, in the same write as everything else
+            link.max_message, headers, 16384)
+        protocol.given_up = False
+        return protocol
+
+    options = {}
+    if target.is_secure:
+        options = {"ssl": True if ssl is None else ssl, "ssl_handshake_timeout": timeout}
+    try:
+        async with asyncio.timeout(timeout):
+            await aiofastnet.create_connection(link.loop, factory, target.host, target.port, **options)
+            await protocol.wait_until_handshake_complete()
+        if link.transport is None or link.closing:
+            # a connection that goes in the middle of the handshake, or in the same segment, counts as made there
+            why = f" (close code {link.close_code}: {link.close_reason})" if link.close_reason else ""
+            raise ConnectionError(f"the connection was closed during the handshake{why}")
+    except BaseException:
+        if protocol is not None:
+            protocol.give_up()
+        link.detach()
+        raise
 
 
 class _ServerProtocol(WSProtocol):

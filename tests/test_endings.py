@@ -1,0 +1,447 @@
+"""Endings: whatever is cancelled, stopped, killed or lost leaves nothing behind, and is over in time."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import struct
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import packetflow
+from packetflow import Gateway, Reactor
+from packetflow.conformance.wire import accept_of
+
+CLOSE = b"\x88\x02" + struct.pack(">H", 1001)
+
+
+class Listener:
+    """A server of bare TCP: what comes after a connection is up to `play`; it counts, and knows who is connected."""
+
+    def __init__(self, play: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]) -> None:
+        self.play = play
+        self.made = 0
+        self.open = 0
+        self.changed = asyncio.Condition()
+        self.endpoint = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.made += 1
+        self.open += 1
+        await self._tell()
+        try:
+            await self.play(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.transport.abort()
+            self.open -= 1
+            await self._tell()
+
+    async def _tell(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10), self.changed:
+            await self.changed.wait_for(condition)
+
+
+@asynccontextmanager
+async def listening(
+    play: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any], **options: Any
+) -> AsyncIterator[Listener]:
+    listener = Listener(play)
+    server = await asyncio.start_server(listener.serve, "127.0.0.1", 0, **options)
+    scheme = "wss" if options else "ws"
+    listener.endpoint = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}/packetflow/v1"
+    try:
+        yield listener
+    finally:
+        server.close()
+        await listener.until(lambda: listener.open == 0)
+
+
+async def accept_handshake(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, then: bytes = b"", when: asyncio.Event | None = None
+) -> None:
+    """Answers 101, with `then` in the same segment, after `when`."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    key = head.lower().partition(b"sec-websocket-key:")[0]
+    asked = head[len(key) :].partition(b":")[2].partition(b"\r\n")[0].strip().decode()
+    if when is not None:
+        await when.wait()
+    writer.write(
+        f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Accept: {accept_of(asked)}\r\n\r\n".encode()
+        + then
+    )
+    await writer.drain()
+
+
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Takes everything and says nothing."""
+    while await reader.read(65536):
+        pass
+
+
+async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Sends 101, and nothing after it."""
+    await accept_handshake(reader, writer)
+    await silent(reader, writer)
+
+
+@pytest.fixture
+def contexts(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's and a client's."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+         "-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1",
+         "-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    return server, ssl.create_default_context(cafile=str(tmp_path / "cert"))
+
+
+@pytest.fixture
+async def complaints() -> AsyncIterator[list[dict[str, Any]]]:
+    """What the event loop was told that nobody handled; none, at the end."""
+    told: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: told.append(context))
+    yield told
+    loop.set_exception_handler(None)
+    # a gateway's own TLS says that a client left, before anybody could ask it not to
+    assert [context for context in told if context["message"] != "SSL handshake failed"] == []
+
+
+async def turns(number: int) -> None:
+    """So many turns of the loop."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+# -- a start that is cancelled
+
+
+@pytest.mark.parametrize("play", [silent, mute])
+async def test_a_start_cancelled_at_any_moment_leaves_no_connection(
+    play: Any, complaints: list[dict[str, Any]]
+) -> None:
+    async with listening(play) as listener:
+        reactor = Reactor(listener.endpoint)
+        for number in range(30):
+            starting = asyncio.create_task(reactor.start())
+            await turns(number)
+            starting.cancel()
+            try:
+                await starting
+            except asyncio.CancelledError:
+                pass
+            else:
+                await reactor.stop()
+            assert not reactor.connected
+            assert reactor._dialling is None
+            await listener.until(lambda: listener.open == 0)
+
+
+async def test_an_answer_that_comes_after_the_cancelling_connects_nothing(complaints: list[dict[str, Any]]) -> None:
+    answer = asyncio.Event()
+    after: list[bytes] = []
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await accept_handshake(reader, writer, when=answer)
+        after.append(await reader.read())
+
+    async with listening(late) as listener:
+        reactor = Reactor(listener.endpoint, name="late")
+        reactor.register("df", "echo", lambda data: data)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await reactor.start()
+        answer.set()
+        await listener.until(lambda: listener.open == 0)
+        assert after in ([], [b""])  # it announced nothing there
+        assert not reactor.connected
+
+
+async def test_a_cancelled_start_may_be_made_up_for(gateway: Gateway, complaints: list[dict[str, Any]]) -> None:
+    async with gateway:
+        reactor = Reactor(gateway.endpoint, name="r")
+        reactor.register("df", "mine", lambda data: data)
+        for number in range(20):
+            starting = asyncio.create_task(reactor.start())
+            await turns(number)
+            starting.cancel()
+            try:
+                await starting
+            except asyncio.CancelledError:
+                await reactor.start()
+            assert await reactor.call("df", "mine", number) == number
+            assert await reactor.call("df", "echo", number) == number
+            await reactor.stop()
+        async with asyncio.timeout(10):
+            while gateway.connections:
+                await asyncio.sleep(0)
+
+
+async def test_a_start_cancelled_in_the_tls_handshake_leaves_no_connection(
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext], complaints: list[dict[str, Any]]
+) -> None:
+    async with listening(silent) as listener:  # it never answers the ClientHello
+        reactor = Reactor(listener.endpoint.replace("ws:", "wss:"), ssl=contexts[1])
+        for number in range(20):
+            starting = asyncio.create_task(reactor.start())
+            await turns(number)
+            if number > 10:
+                await listener.until(lambda: listener.open == 1)
+            starting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+            await listener.until(lambda: listener.open == 0)
+
+
+async def test_a_start_under_tls_cancelled_at_any_moment_leaves_no_connection(
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext], complaints: list[dict[str, Any]]
+) -> None:
+    gateway = Gateway("wss://127.0.0.1:0/packetflow/v1", ssl=contexts[0])
+    async with gateway:
+        reactor = Reactor(gateway.endpoint, ssl=contexts[1])
+        for number in range(30):
+            starting = asyncio.create_task(reactor.start())
+            await turns(number)
+            starting.cancel()
+            try:
+                await starting
+            except asyncio.CancelledError:
+                await reactor.start()
+            await reactor.stop()
+        async with asyncio.timeout(10):
+            while gateway.connections:
+                await asyncio.sleep(0)
+
+
+async def test_the_handshake_timeout_holds_for_the_whole_dialling(
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    async with listening(silent) as listener:
+        for scheme in ("ws", "wss"):
+            reactor = Reactor(listener.endpoint.replace("ws:", f"{scheme}:"), ssl=contexts[1], handshake_timeout=0.05)
+            with pytest.raises(packetflow.ConnectionLost, match=r"no answer within 0\.05 s"):
+                await reactor.start()
+            await listener.until(lambda: listener.open == 0)
+
+
+async def test_a_reactor_cannot_be_started_while_it_starts() -> None:
+    async with listening(silent) as listener:
+        reactor = Reactor(listener.endpoint)
+        starting = asyncio.create_task(reactor.start())
+        await listener.until(lambda: listener.open == 1)
+        with pytest.raises(RuntimeError, match="started already"):
+            await reactor.start()
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+
+
+# -- one dialling at a time
+
+
+async def test_a_gateway_that_closes_at_once_is_dialled_later_and_later() -> None:
+    """A 101 and a Close in one segment, again and again: one dialling at a time, with growing delays."""
+    closing = False
+
+    async def closes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if closing:
+            await accept_handshake(reader, writer, CLOSE)
+        else:
+            await accept_handshake(reader, writer)
+            await gone.wait()
+
+    gone = asyncio.Event()
+    async with listening(closes) as listener, Reactor(listener.endpoint) as reactor:
+        closing = True
+        gone.set()
+        began = time.monotonic()
+        await listener.until(lambda: listener.made >= 5)
+        assert time.monotonic() - began > 0.2 * (0.05 + 0.1 + 0.2 + 0.4)
+        assert listener.open <= 1
+        assert not reactor.connected
+
+
+async def test_a_connection_that_goes_right_after_it_was_made_counts_as_not_made() -> None:
+    async def closes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await accept_handshake(reader, writer, CLOSE)
+
+    async with listening(closes) as listener:
+        with pytest.raises(packetflow.ConnectionLost, match="closed during the handshake"):
+            await Reactor(listener.endpoint).start()
+        assert listener.made == 1
+
+
+async def test_connections_that_do_not_last_are_dialled_later_and_later() -> None:
+    async def drops(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await accept_handshake(reader, writer)
+        await reader.read(1)  # its first heartbeat: it counts as connected
+
+    async with listening(drops) as listener, Reactor(listener.endpoint):
+        began = time.monotonic()
+        await listener.until(lambda: listener.made >= 6)
+        assert time.monotonic() - began > 0.2 * (0.05 + 0.1 + 0.2 + 0.4 + 0.8)
+
+
+# -- a reactor that stops
+
+
+async def test_stopping_while_it_connects_ends_the_start(complaints: list[dict[str, Any]]) -> None:
+    async with listening(silent) as listener:
+        reactor = Reactor(listener.endpoint)
+        starting = asyncio.create_task(reactor.start())
+        await listener.until(lambda: listener.open == 1)
+        await reactor.stop(grace=0)
+        with pytest.raises(packetflow.ConnectionLost, match="stopped while it connected"):
+            await starting
+        await listener.until(lambda: listener.open == 0)
+
+
+async def test_stopping_while_it_dials_again_ends_the_dialling(complaints: list[dict[str, Any]]) -> None:
+    first = True
+
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal first
+        if first:
+            first = False
+            await accept_handshake(reader, writer)
+            await gone.wait()
+        else:
+            await silent(reader, writer)
+
+    gone = asyncio.Event()
+    async with listening(once) as listener:
+        reactor = Reactor(listener.endpoint)
+        await reactor.start()
+        waits = reactor.call("df", "x")
+        gone.set()
+        await listener.until(lambda: listener.made == 2)
+        queued = reactor.call("df", "x")
+        await reactor.stop()
+        with pytest.raises(packetflow.ConnectionLost):
+            await waits
+        with pytest.raises(packetflow.Unavailable):
+            await queued
+        await listener.until(lambda: listener.open == 0)
+        assert listener.made == 2
+
+
+async def test_a_peer_that_does_not_read_does_not_hold_up_the_stop() -> None:
+    async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await accept_handshake(reader, writer)
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await gone.wait()
+
+    gone = asyncio.Event()
+    async with listening(deaf) as listener:
+        reactor = Reactor(listener.endpoint)
+        await reactor.start()
+        calls = [reactor.call("df", "x", "x" * 100_000) for _ in range(200)]
+        await turns(3)
+        began = time.monotonic()
+        await reactor.stop(grace=0)
+        assert time.monotonic() - began < 1
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} <= {packetflow.ConnectionLost, packetflow.Unavailable}
+        gone.set()
+
+
+async def test_two_that_stop_it_wait_for_one_ending(gateway: Gateway, reactor: Reactor) -> None:
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    @reactor.register("df", "slow")
+    async def slow(data: Any) -> str:
+        entered.set()
+        await leave.wait()
+        return "finished"
+
+    call = gateway.call("df", "slow", reactor="r1")
+    await entered.wait()
+    first, second = (asyncio.create_task(reactor.stop(10)) for _ in range(2))
+    await turns(3)
+    with pytest.raises(RuntimeError, match="is stopping"):
+        await reactor.start()
+    assert not first.done()
+    leave.set()
+    assert await call == "finished"
+    await asyncio.gather(first, second)
+    await reactor.stop()
+    await reactor.start()
+    assert await reactor.call("df", "echo", 1) == 1
+
+
+async def test_whoever_is_in_more_of_a_hurry_shortens_the_grace(gateway: Gateway, reactor: Reactor) -> None:
+    entered = asyncio.Event()
+
+    @reactor.register("df", "ever")
+    async def ever(data: Any) -> None:
+        entered.set()
+        await asyncio.get_running_loop().create_future()
+
+    call = gateway.call("df", "ever", reactor="r1")
+    await entered.wait()
+    patient = asyncio.create_task(reactor.stop(600))
+    await turns(3)
+    await reactor.stop(0)
+    await patient
+    with pytest.raises(packetflow.ConnectionLost):
+        await call
+
+
+async def test_a_cancelled_stop_ends_at_once_what_is_left(gateway: Gateway, reactor: Reactor) -> None:
+    entered, cancelled = asyncio.Event(), asyncio.Event()
+
+    @reactor.register("df", "slow")
+    async def slow(data: Any) -> None:
+        entered.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            cancelled.set()
+
+    call = gateway.call("df", "slow", reactor="r1")
+    await entered.wait()
+    stopping = asyncio.create_task(reactor.stop(600))
+    await turns(3)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    with pytest.raises(packetflow.ConnectionLost):
+        await call
+    await cancelled.wait()
+    await reactor.stop(600)
+    assert not reactor.connected
+    await reactor.start()
+    assert await reactor.call("df", "echo", 1) == 1
+
+
+async def test_a_handler_may_stop_its_own_reactor(gateway: Gateway, reactor: Reactor) -> None:
+    stopped = asyncio.Event()
+
+    @reactor.register("df", "last")
+    async def last(data: Any) -> None:
+        try:
+            await reactor.stop(grace=0.05)
+        finally:
+            stopped.set()
+
+    with pytest.raises(packetflow.ConnectionLost):
+        await gateway.call("df", "last", reactor="r1")
+    await stopped.wait()
+    await reactor.stop()
+    assert not reactor.connected
