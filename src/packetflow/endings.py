@@ -25,6 +25,11 @@ class Ending:
         """When the grace is over, by the loop's clock."""
         self._task = self._loop.create_task(work(self), name="packetflow-ending")
 
+    @property
+    def now(self) -> float:
+        """The time, by the clock of `deadline`."""
+        return self._loop.time()
+
     async def wait(self, grace: float) -> None:
         """Returns when it is over: `grace` seconds from now, and what the closing takes, if nobody wants it sooner."""
         deadline = self._loop.time() + grace
