@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import os
 import shlex
+import signal
 import socket
 import ssl
 import struct
@@ -740,3 +742,196 @@ async def test_what_never_began_is_unavailable_and_what_began_is_lost(group: str
     codes = [outcome.error["code"] if isinstance(outcome, packetflow.Result) else outcome.code for outcome in outcomes]
     assert began == ["a"]
     assert codes == ["PF502", "PF503", "PF503", "PF503"]
+
+
+# -- offloaded handlers
+
+
+OFFLOADED = """
+import os, sys, time
+
+def compute(data):
+    open(data, "w").write(str(os.getpid()))
+    time.sleep(1000)
+
+def identify(data):
+    return os.getpid()
+"""
+
+
+def content(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+async def written(path: Path) -> str:
+    async with asyncio.timeout(20):
+        while not content(path):
+            await asyncio.sleep(0.01)
+    return content(path)
+
+
+async def gone(pid: int) -> None:
+    async with asyncio.timeout(10):
+        while alive(pid):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_process_that_computes_beyond_the_grace_is_killed(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "endless_functions.py").write_text(OFFLOADED)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("endless_functions")
+    gateway.register("df", "compute", module.compute, offload="process")
+    gateway.register("df", "identify", module.identify, offload="process")
+    await gateway.start()
+    call = gateway.call("df", "compute", str(tmp_path / "pid"))
+    pid = int(await written(tmp_path / "pid"))
+    await gateway.stop(grace=0)
+    with pytest.raises(packetflow.PacketFlowError):
+        await call
+    await gone(pid)
+    async with gateway:  # the next start has processes of its own, and an idle one ends with its gateway, too
+        other = await gateway.call("df", "identify")
+        assert other != pid
+    await gone(other)
+
+
+ENDLESS = """
+import os, sys, threading, time
+from packetflow import Gateway
+
+def block(data):
+    open(data, "w").write(str(os.getpid()))
+    time.sleep(1000)
+
+def stall(data):
+    open(data, "w").write("stalled")
+    time.sleep(1000)  # in the event loop itself
+
+def setup(gateway):
+    gateway.register("df", "block", block, offload="thread")
+    gateway.register("df", "compute", block, offload="process")
+    gateway.register("df", "stall", stall)
+"""
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A gateway in a process of its own, with a template and handlers that do not end; and its endpoint."""
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    (tmp_path / "stubborn.py").write_text(STUBBORN)
+    (tmp_path / "gateway.toml").write_text(
+        f"""
+        [gateway]
+        endpoint = "ws://127.0.0.1:0/packetflow/v1"
+        handlers = "endless:setup"
+        drain = 600.0
+
+        [roles.all]
+        submit = ["*:*"]
+        handle = ["*:*"]
+        admin = true
+
+        [anonymous]
+        role = "all"
+
+        [templates.stubborn]
+        command = ["{sys.executable}", "-P", "{tmp_path}/stubborn.py"]
+        """
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "packetflow", "gateway", "--config", "gateway.toml"],
+        stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    yield process, line.split()[2].rstrip(",")
+    process.kill()
+    process.communicate()
+
+
+async def over(process: subprocess.Popen[str]) -> int:
+    return await asyncio.wait_for(asyncio.to_thread(process.wait), 20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_second_signal_ends_the_command_and_all_its_processes(
+    served: tuple[subprocess.Popen[str], str], tmp_path: Path, number: signal.Signals
+) -> None:
+    process, endpoint = served
+    async with Reactor(endpoint, reconnect=False) as reactor:
+        await reactor.call("mc", "spawn", {"reactor": "stubborn"})
+        pids = await reactor.call("df", "pids")
+        call = reactor.call("df", "compute", str(tmp_path / "pid"))
+        pids.append(int(await written(tmp_path / "pid")))
+        process.send_signal(number)
+        with contextlib.suppress(packetflow.PacketFlowError):
+            while True:  # the first has begun the drain once this is refused
+                await reactor.call("df", "pids")
+        assert process.poll() is None
+        process.send_signal(number)
+        assert await over(process) == -number
+        for pid in pids:
+            await gone(pid)
+        with pytest.raises(packetflow.ConnectionLost):
+            await call
+
+
+async def test_the_second_signal_helps_where_the_loop_is_stuck(
+    served: tuple[subprocess.Popen[str], str], tmp_path: Path
+) -> None:
+    process, endpoint = served
+    async with Reactor(endpoint, reconnect=False) as reactor:
+        call = reactor.call("df", "stall", str(tmp_path / "stalled"))
+        await written(tmp_path / "stalled")
+        process.send_signal(signal.SIGTERM)
+        assert process.poll() is None
+        async with asyncio.timeout(20):
+            while process.poll() is None:  # two that come together are one to the system
+                process.send_signal(signal.SIGTERM)
+                await asyncio.sleep(0.05)
+        assert process.returncode == -signal.SIGTERM
+        with pytest.raises(packetflow.ConnectionLost):
+            await call
+
+
+async def test_a_thread_that_blocks_for_ever_does_not_keep_the_command(
+    served: tuple[subprocess.Popen[str], str], tmp_path: Path
+) -> None:
+    process, endpoint = served
+    async with Reactor(endpoint, reconnect=False) as reactor:
+        call = reactor.call("df", "block", str(tmp_path / "pid"), timeout_ms=1000)
+        await written(tmp_path / "pid")
+        with pytest.raises(packetflow.PacketTimeout):
+            await call
+        process.send_signal(signal.SIGTERM)
+        assert await over(process) == 0
+
+
+LEFT = """
+import asyncio, sys
+from packetflow import Gateway, run
+from packetflow.gateway import Template
+
+async def main():
+    template = Template("s", (sys.executable, "-P", "-c", sys.argv[1]))
+    gateway = Gateway("ws://127.0.0.1:0/packetflow/v1", templates=[template])
+    await gateway.start()
+    (reactor,) = (await gateway.call("mc", "spawn", {"reactor": "s"}))["spawned"]
+    print(*await gateway.call("df", "pids", reactor=reactor), flush=True)
+    raise ValueError("in the middle of it")
+
+run(main())
+"""
+
+
+async def test_processes_do_not_outlive_a_gateway_that_nobody_stopped() -> None:
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-P", "-c", LEFT, STUBBORN], capture_output=True, text=True, timeout=30
+    )
+    assert "in the middle of it" in done.stderr
+    pids = [int(word) for word in done.stdout.split()]
+    assert len(pids) == 2
+    for pid in pids:
+        await gone(pid)
