@@ -52,7 +52,6 @@ async def connect(
     *,
     headers: Mapping[str, str] | None,
     ssl: ssl_module.SSLContext | None,
-    timeout: float,
     logger: Any,
 ) -> None: ...
 

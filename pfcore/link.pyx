@@ -1,6 +1,5 @@
 """Binds an engine to picows: frames in, batched writes out, one timer."""
 
-import asyncio
 import time
 
 import picows
@@ -481,63 +480,64 @@ cdef class Link(WSListener):
 class _ClientProtocol(WSProtocol):
     """The connection of one dialling."""
 
-    __slots__ = ("__weakref__", "given_up")
+    __slots__ = ("__weakref__", "link")
+
+    def __init__(self, link, target, headers, logger):
+        self.link = link
+        super().__init__(
+            target.netloc, target.resource_name, True, self.take, logger, True,
+            None,  # the time limit is the caller's
+            False, 10.0, 10.0, picows.WSAutoPingStrategy.PING_WHEN_IDLE,
+            False,  # the link answers pings itself, in the same write as everything else
+            (<Link>link).max_message, headers, 16384)
+
+    def present(self):
+        """The factory of a protocol that is there already."""
+        return self
+
+    def take(self):
+        """The listener, once the handshake is done."""
+        if self.link is None:
+            raise ConnectionError("nobody waits for this connection any more")
+        return self.link
 
     def connection_made(self, transport):
-        if self.given_up:
+        if self.link is None:
             transport.abort()
         super().connection_made(transport)
 
     def give_up(self):
         """Whoever dialled is gone: neither an answer that comes late nor the connection is of use to anybody."""
-        self.given_up = True
+        self.link = None
         if self.transport is not None:
             self.transport.underlying_transport.abort()
 
 
-async def connect(Link link not None, str url, *, headers, ssl, double timeout, logger):
+async def connect(Link link not None, str url, *, headers, ssl, logger):
     """Dials `url` for a link that has no connection; returns once it is open.
 
     `headers`: of the handshake, or None. `ssl`: an `ssl.SSLContext`, None for the default one.
-    `timeout`: seconds from the look-up of the name to the end of the handshake, TimeoutError past it.
-    Whatever else it raises (OSError, `picows.WSError`, ConnectionError where the peer closed what it
-    had just opened), and when it is cancelled: no connection is left, nor one on its way.
+    Whatever it raises (OSError, `picows.WSError`, ConnectionError where the peer closed what it
+    had just opened), and when it is cancelled: no connection is left, nor one on its way. It knows
+    no time: whoever waits for it sees to that.
     """
     import aiofastnet
 
     target = parse_url(url)
-    protocol = None
-
-    def listener():
-        if protocol.given_up:
-            raise ConnectionError("nobody waits for this connection any more")
-        return link
-
-    def factory():
-        nonlocal protocol
-        protocol = _ClientProtocol(
-            target.netloc, target.resource_name, True, listener, logger, True,
-            None,  # the time limit is the one below
-            False, 10.0, 10.0, picows.WSAutoPingStrategy.PING_WHEN_IDLE,
-            False,  # the link answers pings itself, in the same write as everything else
-            link.max_message, headers, 16384)
-        protocol.given_up = False
-        return protocol
-
-    options = {}
+    protocol = _ClientProtocol(link, target, headers, logger)
     if target.is_secure:
-        options = {"ssl": True if ssl is None else ssl, "ssl_handshake_timeout": timeout}
+        ssl = True if ssl is None else ssl
+    else:
+        ssl = None
     try:
-        async with asyncio.timeout(timeout):
-            await aiofastnet.create_connection(link.loop, factory, target.host, target.port, **options)
-            await protocol.wait_until_handshake_complete()
+        await aiofastnet.create_connection(link.loop, protocol.present, target.host, target.port, ssl=ssl)
+        await protocol.wait_until_handshake_complete()
         if link.transport is None or link.closing:
             # a connection that goes in the middle of the handshake, or in the same segment, counts as made there
             why = f" (close code {link.close_code}: {link.close_reason})" if link.close_reason else ""
             raise ConnectionError(f"the connection was closed during the handshake{why}")
     except BaseException:
-        if protocol is not None:
-            protocol.give_up()
+        protocol.give_up()
         link.detach()
         raise
 

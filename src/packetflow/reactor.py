@@ -242,14 +242,8 @@ class Reactor(Submitter, HandlerRegistry, Toolbox):
             joined = ":".join(endpoint.credentials).encode()
             headers["Authorization"] = f"Basic {base64.b64encode(joined).decode()}"
         try:
-            await connect(
-                link,
-                endpoint.url,
-                headers=headers or None,
-                ssl=self._ssl,
-                timeout=self._handshake_timeout,
-                logger=log,
-            )
+            async with asyncio.timeout(self._handshake_timeout):
+                await connect(link, endpoint.url, headers=headers or None, ssl=self._ssl, logger=log)
         except picows.WSHandshakeError as error:
             status = getattr(error.response, "status", None)
             body = (error.raw_body or b"").decode("utf-8", "replace").strip()[:200]
