@@ -189,7 +189,7 @@ def test_an_iteration_does_not_go_on_after_a_stop(endpoint: str) -> None:
 
 def test_any_number_of_threads_may_stop_it(endpoint: str) -> None:
     reactor = Reactor(endpoint)
-    for _ in range(5):
+    for _ in range(20):
         reactor.start()
         for thread, outcome in [in_thread(reactor.stop) for _ in range(4)]:
             ended(thread)

@@ -268,9 +268,10 @@ class Reactor:
     def _end(self) -> None:
         with self._lock:
             thread = self._thread
-            if self._loop is not None:
-                self._stopping = True
+            if self._loop is not None:  # once: a second would stop the loop in the middle of winding up
                 self._loop.call_soon_threadsafe(self._loop.stop)
+                self._loop = None
+                self._stopping = self._stopped = True
         if thread is not None:
             thread.join()
         with self._lock:
