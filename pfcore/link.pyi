@@ -1,10 +1,11 @@
 import asyncio
-from collections.abc import Callable
+import ssl as ssl_module
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from pfcore.engine import Engine
 
-__all__ = ["PICOWS_VERSION", "Gate", "Link", "MessageLink", "Sharing"]
+__all__ = ["PICOWS_VERSION", "Gate", "Link", "MessageLink", "Sharing", "connect"]
 
 PICOWS_VERSION: Final[str]
 
@@ -39,6 +40,7 @@ class Link:
     def close_reason(self) -> str | None: ...
     def close(self, code: int = 1000, reason: str = "") -> None: ...
     def abort(self) -> None: ...
+    def detach(self) -> None: ...
     def flush_ended(self) -> None: ...
     async def wait_closed(self) -> None: ...
 
@@ -53,6 +55,15 @@ class MessageLink(Link):
         max_message: int = 67_108_864,
     ) -> None: ...
     def send(self, payload: bytes, text: bool = True) -> None: ...
+
+async def connect(
+    link: Link,
+    url: str,
+    *,
+    headers: Mapping[str, str] | None,
+    ssl: ssl_module.SSLContext | None,
+    logger: Any,
+) -> None: ...
 
 class Gate:
     max_frame: int

@@ -4,6 +4,7 @@ import time
 
 import picows
 from picows.picows import WSProtocol
+from picows.url import parse_url
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -20,7 +21,7 @@ from pfcore.engine cimport Engine, EngineState
 from pfcore.reply cimport Reply
 from pfcore.scan cimport pf_utf8_valid
 
-__all__ = ["PICOWS_VERSION", "Gate", "Link", "MessageLink", "Sharing"]
+__all__ = ["PICOWS_VERSION", "Gate", "Link", "MessageLink", "Sharing", "connect"]
 
 cdef extern from "clock.h" nogil:
     int64_t pf_monotonic_ns() noexcept
@@ -197,6 +198,8 @@ cdef class Link(WSListener):
                     self._write()
 
     cpdef on_ws_disconnected(self, WSTransport transport):
+        if transport is not self.transport:
+            return  # `detach` came first, or this connection was never this link's
         self._drop_fragments()
         self._give_back()
         if self.timer is not None:
@@ -554,6 +557,13 @@ cdef class Link(WSListener):
         if self.tcp is not None:
             self.tcp.abort()
 
+    def detach(self):
+        """Ends the connection at once, and does here and now what follows from it: nothing is left to wait for."""
+        cdef WSTransport transport = self.transport
+        if transport is not None:
+            transport.underlying_transport.abort()
+            self.on_ws_disconnected(transport)
+
     def flush_ended(self):
         """Resumes whoever waits for submits that the engine has just ended."""
         cdef object reply
@@ -571,6 +581,71 @@ cdef class Link(WSListener):
                 await self.transport.wait_disconnected()
             except Exception:
                 pass  # picows's reason; ours is in close_code
+
+
+class _ClientProtocol(WSProtocol):
+    """The connection of one dialling."""
+
+    __slots__ = ("__weakref__", "link")
+
+    def __init__(self, link, target, headers, logger):
+        self.link = link
+        super().__init__(
+            target.netloc, target.resource_name, True, self.take, logger, True,
+            None,  # the time limit is the caller's
+            False, 10.0, 10.0, picows.WSAutoPingStrategy.PING_WHEN_IDLE,
+            False,  # the link answers pings itself, in the same write as everything else
+            (<Link>link).max_message, headers, 16384)
+
+    def present(self):
+        """The factory of a protocol that is there already."""
+        return self
+
+    def take(self):
+        """The listener, once the handshake is done."""
+        if self.link is None:
+            raise ConnectionError("nobody waits for this connection any more")
+        return self.link
+
+    def connection_made(self, transport):
+        if self.link is None:
+            transport.abort()
+        super().connection_made(transport)
+
+    def give_up(self):
+        """Whoever dialled is gone: neither an answer that comes late nor the connection is of use to anybody."""
+        self.link = None
+        if self.transport is not None:
+            self.transport.underlying_transport.abort()
+
+
+async def connect(Link link not None, str url, *, headers, ssl, logger):
+    """Dials `url` for a link that has no connection; returns once it is open.
+
+    `headers`: of the handshake, or None. `ssl`: an `ssl.SSLContext`, None for the default one.
+    Whatever it raises (OSError, `picows.WSError`, ConnectionError where the peer closed what it
+    had just opened), and when it is cancelled: no connection is left, nor one on its way. It knows
+    no time: whoever waits for it sees to that.
+    """
+    import aiofastnet
+
+    target = parse_url(url)
+    protocol = _ClientProtocol(link, target, headers, logger)
+    if target.is_secure:
+        ssl = True if ssl is None else ssl
+    else:
+        ssl = None
+    try:
+        await aiofastnet.create_connection(link.loop, protocol.present, target.host, target.port, ssl=ssl)
+        await protocol.wait_until_handshake_complete()
+        if link.transport is None or link.closing:
+            # a connection that goes in the middle of the handshake, or in the same segment, counts as made there
+            why = f" (close code {link.close_code}: {link.close_reason})" if link.close_reason else ""
+            raise ConnectionError(f"the connection was closed during the handshake{why}")
+    except BaseException:
+        protocol.give_up()
+        link.detach()
+        raise
 
 
 class _ServerProtocol(WSProtocol):

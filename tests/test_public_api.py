@@ -127,6 +127,7 @@ def test_the_python_rooms_depend_downwards() -> None:
         "endpoint",
         "conformance",
         "loop",
+        "endings",
         "logs",
         "middleware",
         "offload",

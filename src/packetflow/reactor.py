@@ -9,6 +9,7 @@ import os
 import random
 import secrets
 import ssl as ssl_module
+import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
@@ -17,6 +18,7 @@ from typing import Any, Self
 import picows
 
 from packetflow.elements.helpers import Toolbox
+from packetflow.endings import Ending, within
 from packetflow.endpoint import Endpoint, parse_endpoint
 from packetflow.errors import ConnectionLost, Forbidden, PacketFlowError, Unauthenticated
 from packetflow.handlers import HandlerRegistry
@@ -25,7 +27,7 @@ from packetflow.model import Result
 from pfcore.client import Submitter
 from pfcore.dispatch import Dispatcher
 from pfcore.engine import Engine
-from pfcore.link import Link
+from pfcore.link import Link, connect
 
 __all__ = ["Reactor"]
 
@@ -35,6 +37,10 @@ _FIRST_DELAY = 0.05
 _LONGEST_DELAY = 5.0
 _MOST_ANNOUNCED = 1024
 """Handlers in a heartbeat; a gateway refuses more."""
+_SETTLED = 1.0
+"""Seconds after which a connection that heard a heartbeat counts as a good one: the next delay is the first again."""
+_CLOSING = 0.5
+"""Seconds that the peer has to take what is left when we close."""
 
 
 class Reactor(Submitter, HandlerRegistry, Toolbox):
@@ -55,8 +61,9 @@ class Reactor(Submitter, HandlerRegistry, Toolbox):
     `max_frame`: bytes of a frame, both ways (default 1 MiB). `heartbeat`: seconds
     between heartbeats (default 30); `silence`: seconds without a byte before a
     ping, and again before the gateway counts as dead (default 20).
-    `reconnect`: dial again after a loss (default True). `handshake_timeout`:
-    seconds (default 5). `ssl`: an `ssl.SSLContext` for ``wss``.
+    `reconnect`: dial again after a loss, after 0.05 s and later and later, up to 5 s,
+    while connections do not last (default True). `handshake_timeout`: seconds that one
+    dialling may take, name, TLS and upgrade included (default 5). `ssl`: an `ssl.SSLContext` for ``wss``.
     `expose_errors`: texts of handlers' exceptions go to submitters (default True).
 
     Not thread-safe: it belongs to the loop that started it; from other threads
@@ -110,8 +117,12 @@ class Reactor(Submitter, HandlerRegistry, Toolbox):
         self._ssl = ssl
         self._engine: Engine | None = None
         self._connection: Link | None = None
+        self._starting: asyncio.Task[None] | None = None
         self._dialling: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._ending: Ending | None = None
+        self._delay = _FIRST_DELAY
+        self._opened = 0.0
+        self._heard = False
 
     # -- life
 
@@ -128,44 +139,85 @@ class Reactor(Submitter, HandlerRegistry, Toolbox):
     async def start(self) -> None:
         """Connects. Raises `ConnectionLost` if nobody answers, `Unauthenticated` if the credentials are refused.
 
-        Later losses are made good by dialling again.
+        Later losses are made good by dialling again. Where it raises, or is cancelled,
+        nothing is left of it, and it may be called again.
         """
-        if self._engine is not None:
+        if self._ending is not None:
+            raise RuntimeError("start: the reactor is stopping; await stop() first")
+        if self._engine is not None or self._starting is not None:
             raise RuntimeError("start: the reactor has been started already")
         loop = asyncio.get_running_loop()
-        self._stopping = False
         self._dispatcher.start(loop)
-        engine = Engine(client=True, acceptor=self._dispatcher, **self._settings)
+        engine = Engine(client=True, acceptor=self._dispatcher, on_heartbeat=self._on_heartbeat, **self._settings)
         engine.announce(self._announced())
-        link = Link(engine, loop=loop, on_closed=self._on_closed)
+        link = Link(engine, loop=loop, on_open=self._on_open, on_closed=self._on_closed)
+        # a task of its own, so that `stop` can end it without touching the caller's
+        starting = self._starting = loop.create_task(self._begin(link))
         try:
-            await self._dial_any(link)
+            await asyncio.wait({starting})
+            if starting.cancelled():
+                raise ConnectionLost("the reactor was stopped while it connected")
+            starting.result()
         except BaseException:
-            engine.close("PF502", "the connection could not be made")
-            self._dispatcher.stop()
+            starting.cancel()
+            try:
+                await asyncio.wait({starting})
+            finally:
+                self._clear(engine, link, "PF502", "the connection could not be made")
             raise
-        self._engine, self._connection = engine, link
+        finally:
+            self._starting = None
+
+    async def _begin(self, link: Link) -> None:
+        await self._dial_any(link)
+        self._delay = _FIRST_DELAY
+        # here, in the same step: a loss from now on is `_on_closed`'s
+        self._engine, self._connection = link.engine, link
         self._bind(link)
 
     async def stop(self, grace: float = 5.0) -> None:
-        """Stops: accepted packets may finish for `grace` seconds, new ones get PF503; then closes."""
-        if self._engine is None or self._connection is None:
+        """Stops: accepted packets may finish for `grace` seconds, new ones get PF503; then closes.
+
+        Returns within the grace and a second. Called again while it stops, it waits for
+        the same ending, with the shorter grace of the two. Cancelled, it ends at once what is left.
+        """
+        starting = self._starting
+        if starting is not None:
+            starting.cancel()
+            await asyncio.wait({starting})
+            while self._starting is starting:  # `start` takes down what it has put up
+                await asyncio.sleep(0)
+        if self._engine is None:
             return
-        self._stopping = True
-        engine, link = self._engine, self._connection
-        if self._dialling is not None:
-            self._dialling.cancel()
-        if link.open:
-            engine.announce([])  # the gateway has others for what comes now
-            await self._dispatcher.drain(grace)
-            link.close(1000, "stopping")
-            await link.wait_closed()
-        engine.close("PF503", "the reactor was stopped")
+        if self._ending is None:
+            self._ending = Ending(self._end, grace)
+        await self._ending.wait(grace)
+
+    async def _end(self, ending: Ending) -> None:
+        engine, link, dialling = self._engine, self._connection, self._dialling
+        assert engine is not None and link is not None
+        try:
+            if dialling is not None:
+                dialling.cancel()
+                await asyncio.wait({dialling})
+            if link.open:
+                engine.announce([])  # the gateway has others for what comes now
+                await ending.allow(self._dispatcher.drain(None))
+                link.close(1000, "stopping")
+                await within(_CLOSING, link.wait_closed())
+        finally:
+            self._clear(engine, link, "PF503", "the reactor was stopped")
+            self._ending = None
+
+    def _clear(self, engine: Engine, link: Link, code: str, message: str) -> None:
+        """Takes down all that `start` has put up; what is unanswered ends with `code`."""
+        self._bind(None)
+        self._engine = self._connection = None  # first: this loss is nobody's to make good
+        link.detach()
+        engine.close(code, message)
         link.flush_ended()
         self._dispatcher.stop()
         self._registry.pools.close()
-        self._bind(None)
-        self._engine = self._connection = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -196,17 +248,8 @@ class Reactor(Submitter, HandlerRegistry, Toolbox):
             joined = ":".join(endpoint.credentials).encode()
             headers["Authorization"] = f"Basic {base64.b64encode(joined).decode()}"
         try:
-            await picows.ws_connect(
-                lambda: link,
-                endpoint.url,
-                ssl_context=self._ssl,
-                websocket_handshake_timeout=self._handshake_timeout,
-                enable_auto_pong=False,  # the link answers pings itself, in the same write as everything else
-                max_frame_size=4 * self._settings["max_frame"],
-                max_redirects=0,
-                extra_headers=headers or None,
-                logger_name=log,
-            )
+            async with asyncio.timeout(self._handshake_timeout):
+                await connect(link, endpoint.url, headers=headers or None, ssl=self._ssl, logger=log)
         except picows.WSHandshakeError as error:
             status = getattr(error.response, "status", None)
             body = (error.raw_body or b"").decode("utf-8", "replace").strip()[:200]
@@ -214,35 +257,53 @@ class Reactor(Submitter, HandlerRegistry, Toolbox):
                 kind = Unauthenticated if status == 401 else Forbidden
                 raise kind(f"{endpoint.url} refused the connection: {body or status}") from None
             raise ConnectionLost(f"cannot connect to {endpoint.url}: {body or error}") from error
-        except (OSError, TimeoutError, picows.WSError) as error:
+        except TimeoutError as error:
+            reason = f"no answer within {self._handshake_timeout:g} s"
+            raise ConnectionLost(f"cannot connect to {endpoint.url}: {reason}") from error
+        except (OSError, picows.WSError) as error:
             reason = str(error) or type(error).__name__
             raise ConnectionLost(f"cannot connect to {endpoint.url}: {reason}") from error
-        if not link.open:
-            # picows counts a connection that goes in the middle of the handshake as made
-            raise ConnectionLost(f"cannot connect to {endpoint.url}: the connection was closed during the handshake")
+
+    def _on_open(self, link: Link) -> None:
+        self._opened = time.monotonic()
+        self._heard = False
+
+    def _on_heartbeat(self, engine: Engine) -> None:
+        self._heard = True
 
     def _on_closed(self, link: Link) -> None:
-        if self._stopping or not self._reconnect or self._engine is None:
-            if not self._stopping and self._engine is not None:
-                self._engine.close("PF502", "the connection was lost, and reconnect is off")
-                link.flush_ended()
+        engine = self._engine
+        if engine is None or link is not self._connection or self._ending is not None:
+            return  # `start` and `stop` see to it
+        if not self._reconnect:
+            engine.close("PF502", "the connection was lost, and reconnect is off")
+            link.flush_ended()
             return
-        log.warning("connection to %s lost (close code %d); dialling again", self.endpoint, link.close_code)
-        self._dialling = asyncio.get_running_loop().create_task(self._dial_again(link))
+        lived = time.monotonic() - self._opened
+        if lived > _LONGEST_DELAY or (lived > _SETTLED and self._heard):
+            self._delay = _FIRST_DELAY
+        if self._dialling is None:  # else this connection went while it was made, and the dialling goes on
+            log.warning("connection to %s lost (close code %d); dialling again", self.endpoint, link.close_code)
+            self._dialling = asyncio.get_running_loop().create_task(self._dial_again(link))
 
     async def _dial_again(self, link: Link) -> None:
-        delay = _FIRST_DELAY
-        while True:
-            # jitter: a thousand reactors must not come back in the same millisecond
-            await asyncio.sleep(delay * random.uniform(0.2, 1.0))
-            # another gateway, if there is one: the one that was lost may take its time
-            self._current = (self._current + 1) % len(self._endpoints)
-            try:
-                await self._dial_any(link)
-                return
-            except PacketFlowError as error:
-                log.info("%s", error.message)
-                delay = min(delay * 2, _LONGEST_DELAY)
+        """Dials until there is a connection. At most one of these exists."""
+        try:
+            while True:
+                # jitter: a thousand reactors must not come back in the same millisecond
+                await asyncio.sleep(self._delay * random.uniform(0.2, 1.0))
+                self._delay = min(self._delay * 2, _LONGEST_DELAY)
+                # another gateway, if there is one: the one that was lost may take its time
+                self._current = (self._current + 1) % len(self._endpoints)
+                try:
+                    await self._dial_any(link)
+                    return
+                except PacketFlowError as error:
+                    log.info("%s", error.message)
+                except Exception:
+                    log.exception("cannot connect to %s", self.endpoint)
+        finally:
+            self._dialling = None  # in the same step as the connection: its loss begins another
 
     def _handlers_changed(self) -> None:
         if self._engine is not None:

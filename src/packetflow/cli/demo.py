@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import time
 
 import click
 
 from packetflow import Gateway, Reactor
+from packetflow.endings import within
 from packetflow.errors import PacketFlowError
 from packetflow.loop import run
 
@@ -73,8 +75,9 @@ async def demo() -> int:
     async with gateway:
         click.echo(f"gateway   listening on {gateway.endpoint}")
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-c", f"from packetflow.cli.demo import worker; worker({gateway.endpoint!r})"
-        )
+            sys.executable, "-P", "-c", f"from packetflow.cli.demo import worker; worker({gateway.endpoint!r})",
+            start_new_session=os.name == "posix",  # Ctrl-C is for this process, which ends that one
+        )  # fmt: skip
         try:
             async with asyncio.timeout(10):
                 await gateway.wait_for_reactor(WORKER)
@@ -86,7 +89,9 @@ async def demo() -> int:
         finally:
             if process.returncode is None:
                 process.terminate()
-            await process.wait()
+            if not await within(5.0, process.wait()):
+                process.kill()
+                await process.wait()
     return 1 if failed else 0
 
 

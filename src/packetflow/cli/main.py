@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import importlib
 import json
 import logging
+import os
 import signal
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from packetflow.endpoint import DEFAULT_PATH, DEFAULT_PORT, parse_endpoint
 from packetflow.errors import ConnectionLost, InvalidPacket, PacketFlowError
 from packetflow.gateway import hash_token, new_token
 from packetflow.gateway.config import load_config
+from packetflow.gateway.processes import kill_all
 from packetflow.logs import JsonFormatter, RateLimit
 
 __all__ = ["main"]
@@ -80,25 +83,52 @@ token_option = click.option(
 )
 
 
-def _until_signal(main: Any, on_hangup: Callable[[], None] | None = None) -> None:
-    """Runs until SIGINT or SIGTERM, then lets `main` clean up; SIGHUP calls `on_hangup`."""
+def _until_signal(main: Coroutine[Any, Any, Any], on_hangup: Callable[[], None] | None = None) -> Any:
+    """Runs until SIGINT or SIGTERM, then lets `main` clean up; a second one ends at once. SIGHUP calls `on_hangup`.
 
-    async def supervise() -> None:
+    Returns what `main` does, None where a signal ended it.
+    """
+    told = False
+    before: dict[int, Any] = {}
+
+    async def supervise() -> Any:
         task = asyncio.ensure_future(main)
         loop = asyncio.get_running_loop()
+
+        def on_signal(number: int, frame: object) -> None:
+            # called between two instructions of whatever runs, so that the second helps where the loop is stuck, too
+            nonlocal told
+            if told:
+                _end_at_once(number)
+            told = True
+            loop.call_soon_threadsafe(task.cancel)
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                loop.add_signal_handler(number, task.cancel)
-            except NotImplementedError:  # Windows: KeyboardInterrupt does it
-                pass
+            before[number] = signal.signal(number, on_signal)
         if on_hangup is not None and hasattr(signal, "SIGHUP"):
             loop.add_signal_handler(signal.SIGHUP, on_hangup)
         try:
-            await task
+            return await task
         except asyncio.CancelledError:
-            pass
+            return None
 
-    run(supervise())
+    try:
+        return run(supervise())
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_at_once(number: int) -> None:
+    """Ends this process as the signal would have by itself, and takes along what it has started."""
+    kill_all()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # it may be in the middle of a write
+            stream.flush()
+    if os.name == "posix":
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    os._exit(128 + number)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -150,7 +180,7 @@ def gateway(
     """Listen for reactors, route packets between them, and run handlers of its own.
 
     With --config, SIGHUP reads certificates, tokens, roles and limits again.
-    SIGTERM drains: no new packets, those under way finish.
+    SIGINT and SIGTERM drain: no new packets, those under way finish. A second one ends at once.
 
     \b
     packetflow gateway --port 9000 --handlers app:setup
@@ -467,4 +497,5 @@ def conformance_command(
 @main.command("demo")
 def demo_command() -> None:
     """Start a gateway, a worker process and a client, and watch packets go round."""
-    sys.exit(run(demo()))
+    failed = _until_signal(demo())
+    sys.exit(130 if failed is None else failed)

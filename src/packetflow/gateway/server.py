@@ -16,8 +16,9 @@ from urllib.parse import parse_qs, urlsplit
 import picows
 
 from packetflow.elements import STANDARD, Bounds, Runtime, Toolbox
+from packetflow.endings import Ending, within
 from packetflow.endpoint import Endpoint, parse_endpoint
-from packetflow.errors import ConnectionLost
+from packetflow.errors import ConnectionLost, Unavailable
 from packetflow.gateway.access import NOBODY_ROLE, Access, Budgets
 from packetflow.gateway.admin import Admin
 from packetflow.gateway.inside import Inside
@@ -46,6 +47,10 @@ MOST_ANNOUNCED = 1024
 """Handlers in a heartbeat; more would be refused."""
 
 GONE = "these credentials are no longer valid"
+_CLOSING = 0.5
+"""Seconds that peers have to take what is left when we close, and processes after the grace."""
+_REAPING = 0.2
+"""Seconds for what was cut off and killed to be gone."""
 
 
 class Gateway(HandlerRegistry, Toolbox):
@@ -169,8 +174,10 @@ class Gateway(HandlerRegistry, Toolbox):
         self._public_metrics = public_metrics
         self._ssl = ssl
         self._server: Any = None
-        self._gate: Gate | None = None
         self._sharing: Sharing | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._ending: Ending | None = None
+        self._over = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._links: dict[Engine, Link] = {}
@@ -210,7 +217,7 @@ class Gateway(HandlerRegistry, Toolbox):
     @property
     def ready(self) -> bool:
         """Does it listen, and take new packets?"""
-        return self._server is not None and not self._switch.draining
+        return self._server is not None and self._starting is None and not self._switch.draining
 
     @property
     def reactors(self) -> Mapping[str, Peer]:
@@ -228,38 +235,60 @@ class Gateway(HandlerRegistry, Toolbox):
         return self._switch
 
     async def start(self) -> None:
-        """Listens. Raises OSError where the address is taken or not this machine's."""
-        if self._server is not None:
+        """Listens. Raises OSError where the address is taken or not this machine's.
+
+        Where it raises, or is cancelled, nothing is left of it, and it may be called again.
+        """
+        if self._ending is not None:
+            raise RuntimeError("start: the gateway is stopping; await stop() first")
+        if self._server is not None or self._starting is not None:
             raise RuntimeError("start: the gateway has been started already")
         loop = self._loop = asyncio.get_running_loop()
-        self._dispatcher.start(loop)
-        self._switch.start(time.monotonic_ns())
-        self._inside.open(loop)
-        self._open_elements(loop)
-        self._sharing = Sharing(loop)
-        self._gate = Gate(
+        # a task of its own, so that `stop` can end it without touching the caller's
+        starting = self._starting = loop.create_task(self._listen())
+        try:
+            self._dispatcher.start(loop)
+            self._switch.start(time.monotonic_ns())
+            self._inside.open(loop)
+            self._open_elements(loop)
+            self.supervisor.open()
+            await asyncio.wait({starting})
+            if starting.cancelled():
+                raise Unavailable("the gateway was stopped while it started")
+            starting.result()
+        except BaseException:
+            starting.cancel()
+            try:
+                await asyncio.wait({starting})
+            finally:
+                server, self._server = self._server, None
+                self._clear(server, "the gateway could not be started")
+            raise
+        finally:
+            self._starting = None
+        log.info("listening on %s", self.endpoint)
+
+    async def _listen(self) -> None:
+        assert self._loop is not None
+        self._sharing = Sharing(self._loop)
+        gate = Gate(
             self._admit,
             self._arrived,
             self._departed,
-            loop=loop,
+            loop=self._loop,
             timeout=self._handshake_timeout,
             max_frame=4 * self._settings["max_frame"],
             logger=logging.LoggerAdapter(log, {}),
         )
-        options: dict[str, Any] = {"backlog": 4096}
+        options: dict[str, Any] = {"backlog": 4096, "start_serving": False}
         if self._ssl is not None:
             options |= {"ssl": self._ssl, "ssl_handshake_timeout": self._handshake_timeout}
-        try:
-            self._server = await self._gate.listen(self._endpoint.host, self._endpoint.port, **options)
-        except BaseException:
-            self._close_elements()
-            self._inside.close()
-            self._dispatcher.stop()
-            raise
-        port = self._server.sockets[0].getsockname()[1]
+        server = await gate.listen(self._endpoint.host, self._endpoint.port, **options)
+        self._server = server  # in the same step: whoever is cancelled after this takes it down
+        port = server.sockets[0].getsockname()[1]
+        await server.start_serving()
         self._endpoint = Endpoint(self._endpoint.host, port, self._endpoint.path, self._endpoint.secure)
         self._switch.handlers_changed()
-        log.info("listening on %s", self.endpoint)
 
     def _open_elements(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._bounds is None:
@@ -296,44 +325,80 @@ class Gateway(HandlerRegistry, Toolbox):
             self._switch.handlers_changed()
 
     async def stop(self, grace: float = 5.0) -> None:
-        """Stops: accepted packets may finish for `grace` seconds, new ones get PF503; then closes every link."""
-        if self._server is None or self._loop is None:
-            return
-        server, self._server = self._server, None
-        server.close()
-        if self._elements is not None:
-            self._elements.drain()
-        stopping = asyncio.ensure_future(self.supervisor.close())
-        ends = time.monotonic() + grace
-        idle = self._loop.create_future()
-        self._switch.drain(idle)
-        try:
-            async with asyncio.timeout(grace):
-                await idle
-        except TimeoutError:
-            log.warning("%d packets were still under way after %g s", self._switch.in_flight, grace)
-        await self._dispatcher.drain(max(0.0, ends - time.monotonic()))
-        self._switch.fail_all("PF503", "the gateway is stopping", time.monotonic_ns())
-        self._emptied.clear()
-        for link in list(self._links.values()):
-            link.close(1001, "the gateway is stopping")
-        if self._links:
-            try:
-                async with asyncio.timeout(1.0):
-                    await self._emptied.wait()
-            except TimeoutError:
-                for link in list(self._links.values()):
-                    link.abort()
+        """Stops: accepted packets may finish for `grace` seconds, new ones get PF503; then closes every link.
+
+        Processes that it has started get SIGTERM once nothing is under way any more, or the grace is over,
+        and SIGKILL half a second after the grace, or after their template's, whichever is sooner. Returns
+        within the grace and a second, whatever peers and processes do. Called again while it stops, it waits
+        for the same ending, with the shorter grace of the two. Cancelled, it ends at once what is left.
+        """
+        starting = self._starting
+        if starting is not None:
+            starting.cancel()
+            await asyncio.wait({starting})
+            while self._starting is starting:  # `start` takes down what it has put up
                 await asyncio.sleep(0)
-        await stopping
+        if self._ending is None:
+            server, self._server = self._server, None
+            if server is None:
+                return
+            server.close()
+            drained = asyncio.get_running_loop().create_future()
+            self._switch.drain(drained)
+            if self._elements is not None:
+                self._elements.drain()
+            self.supervisor.refuse()
+            self._ending = Ending(lambda ending: self._end(ending, server, drained), grace)
+        await self._ending.wait(grace)
+
+    async def _end(self, ending: Ending, server: Any, drained: asyncio.Future[None]) -> None:
+        closing = None
+        try:
+            # what is under way; then those who wait are let go, what is left fails, its answers are written
+            if not await ending.allow(drained):
+                log.warning("%d packets were still under way when the grace was over", self._switch.in_flight)
+            await ending.allow(self._dispatcher.drain(None))
+            closing = asyncio.ensure_future(self.supervisor.close())
+            self._switch.fail_all("PF503", "the gateway is stopping", time.monotonic_ns())
+            await asyncio.sleep(0)  # cancelled handlers end, and their links take the answers along
+            self._emptied.clear()
+            for link in list(self._links.values()):
+                link.close(1001, "the gateway is stopping")
+            if self._links:
+                await within(_CLOSING, self._emptied.wait())
+            self._abort(server)
+            await asyncio.wait({closing}, timeout=max(0.0, ending.deadline + _CLOSING - ending.now))
+            self.supervisor.kill()
+            await asyncio.wait({closing}, timeout=_REAPING)
+            await within(_REAPING, server.wait_closed())
+        finally:
+            if closing is not None:
+                closing.cancel()
+            self._clear(server, "the gateway was stopped")
+            self._ending = None
+
+    def _abort(self, server: Any) -> None:
+        """Cuts off who has not gone: links, and connections in the middle of a handshake or before it."""
+        for link in list(self._links.values()):
+            link.detach()
+        if hasattr(server, "abort_clients"):  # not asyncio's own before Python 3.13, which only Windows's loop uses
+            server.abort_clients()
+
+    def _clear(self, server: Any, message: str) -> None:
+        """Takes down all that `start` has put up; nothing here waits."""
+        if server is not None:
+            server.close()
+            self._abort(server)
+        self.supervisor.kill()
+        self._switch.fail_all("PF503", message, time.monotonic_ns())
         self._close_elements()
         self._inside.close()
-        await server.wait_closed()
         self._dispatcher.stop()
         self._registry.pools.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._over.set()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -345,11 +410,12 @@ class Gateway(HandlerRegistry, Toolbox):
         await self.stop()
 
     async def serve_forever(self) -> None:
-        """Runs until cancelled. Starts first, if need be, and stops at the end."""
+        """Runs until it is cancelled, or stopped. Starts first, if need be, and stops at the end."""
         if self._server is None:
             await self.start()
+        self._over.clear()
         try:
-            await asyncio.get_running_loop().create_future()
+            await self._over.wait()
         finally:
             await self.stop()
 
