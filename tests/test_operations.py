@@ -336,7 +336,7 @@ def test_a_flood_of_records_is_cut_and_says_so() -> None:
     last = logging.LogRecord("x", 20, "", 0, "n", (), None)
     last.created = 101.0
     assert limit.filter(last)
-    assert last.getMessage() == "n [7 records before this one left out]"
+    assert last.getMessage() == "n [7 lines before this one left out]"
 
 
 async def test_a_failing_handler_is_logged_with_its_packet(

@@ -28,19 +28,26 @@ from packetflow.endpoint import DEFAULT_PATH, DEFAULT_PORT, parse_endpoint
 from packetflow.errors import ConnectionLost, InvalidPacket, PacketFlowError
 from packetflow.gateway import hash_token, new_token
 from packetflow.gateway.config import load_config
-from packetflow.logs import JsonFormatter, RateLimit
+from packetflow.logs import JsonFormatter, RateLimit, TextFormatter, escape_controls
 
 __all__ = ["main"]
 
 log = logging.getLogger("packetflow.cli")
 
+_RATE_LIMIT = RateLimit()
+"""One for every handler, whatever logger a record comes from: the bound is the log's."""
+
 DEFAULT_ENDPOINT = f"ws://127.0.0.1:{DEFAULT_PORT}{DEFAULT_PATH}"
 
 
 class Failure(click.ClickException):
-    """One clear line, exit code 2."""
+    """One clear line, exit code 2; several where a file has several mistakes."""
 
     exit_code = 2
+
+    def __init__(self, *lines: str) -> None:
+        # they may hold what a peer sent
+        super().__init__("\n".join(escape_controls(line) for line in lines))
 
 
 class EndpointType(click.ParamType):  # type: ignore[type-arg]
@@ -120,6 +127,7 @@ def main(verbose: int) -> None:
     """
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _set_up_log(None)
 
 
 @main.command()
@@ -184,7 +192,7 @@ def gateway(
         if handlers is not None:
             _load(handlers)(server)
     except (ValueError, OSError) as error:
-        raise Failure(str(error)) from None
+        raise Failure(*str(error).split("\n")) from None
     _set_up_log(log_format)
 
     async def serve() -> None:
@@ -226,10 +234,13 @@ def gateway(
 
 
 def _set_up_log(log_format: str | None) -> None:
+    """Every handler there is, an application's own too: bounded, and safe to look at."""
     for handler in logging.getLogger().handlers:
-        handler.addFilter(RateLimit())
+        handler.addFilter(_RATE_LIMIT)  # once, however often it is asked to
         if log_format == "json":
             handler.setFormatter(JsonFormatter())
+        elif not isinstance(handler.formatter, (TextFormatter, JsonFormatter)):
+            handler.setFormatter(TextFormatter(handler.formatter))
 
 
 @main.command("token")

@@ -7,9 +7,9 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
-from typing import Any
 
 from packetflow.endpoint import parse_endpoint
+from packetflow.logs import escape_controls
 
 __all__ = ["Snapshot", "fetch", "render_top"]
 
@@ -116,7 +116,7 @@ def render_top(endpoint: str, now: Snapshot, before: Snapshot | None) -> str:
     if reactors:
         lines += ["", f"{'reactor':32} {'outstanding':>12} {'window':>9} {'latency':>9}"]
         for (name, *_), value in sorted(reactors.items(), key=lambda item: -item[1])[:20]:
-            shown: Any = "".join(c if c.isprintable() else "?" for c in name)[:32]
+            shown = escape_controls(name)[:32]
             lines.append(
                 f"{shown:32} {value:12,.0f} {now.get('packetflow_reactor_window', name):9,.0f} "
                 f"{_time(now.get('packetflow_reactor_latency_seconds', name)):>9}"
