@@ -1,4 +1,5 @@
 import asyncio
+import ssl
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -45,6 +46,8 @@ class MessageLink(Link):
     def send(self, payload: bytes, text: bool = True) -> None: ...
 
 class Gate:
+    context: ssl.SSLContext | None
+    shaking: set[Any]
     max_frame: int
     timeout: float
     def __init__(
@@ -53,10 +56,13 @@ class Gate:
         arrived: Callable[[str], bool],
         departed: Callable[[str], object],
         *,
+        may_begin: Callable[[int], bool],
+        on_cut: Callable[[], object],
         loop: asyncio.AbstractEventLoop,
         timeout: float,
         max_frame: int,
         logger: Any,
     ) -> None: ...
     def __call__(self) -> Any: ...
-    async def listen(self, host: str, port: int, **options: Any) -> asyncio.Server: ...
+    def lost(self, reference: Any) -> None: ...
+    async def listen(self, **options: Any) -> asyncio.Server: ...

@@ -11,7 +11,7 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -87,19 +87,33 @@ token_option = click.option(
 )
 
 
-def _until_signal(main: Any, on_hangup: Callable[[], None] | None = None) -> None:
-    """Runs until SIGINT or SIGTERM, then lets `main` clean up; SIGHUP calls `on_hangup`."""
+def _until_signal(main: Any, on_hangup: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+    """Runs until SIGINT or SIGTERM, then lets `main` clean up; SIGHUP runs `on_hangup`, one at a time."""
 
     async def supervise() -> None:
         task = asyncio.ensure_future(main)
         loop = asyncio.get_running_loop()
+        hung_up = asyncio.Event()
+
+        async def on_hangups() -> None:
+            assert on_hangup is not None
+            while True:
+                await hung_up.wait()
+                hung_up.clear()
+                try:
+                    await on_hangup()
+                except Exception:
+                    log.exception("SIGHUP changed nothing, or not everything")
+
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 loop.add_signal_handler(number, task.cancel)
             except NotImplementedError:  # Windows: KeyboardInterrupt does it
                 pass
         if on_hangup is not None and hasattr(signal, "SIGHUP"):
-            loop.add_signal_handler(signal.SIGHUP, on_hangup)
+            loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+            hangups = asyncio.ensure_future(on_hangups())
+            task.add_done_callback(lambda _: hangups.cancel())
         try:
             await task
         except asyncio.CancelledError:
@@ -210,27 +224,28 @@ def gateway(
         finally:
             await server.stop(drain)
 
-    def reload() -> None:
+    async def reload() -> None:
         if config_path is None:
             return
         try:
             fresh = load_config(config_path)
-            if tls is not None and fresh.certificate is not None:
-                fresh.load_certificates(tls)
+            context = fresh.ssl_context()
+            if (context is None) is not (tls is None):
+                raise ValueError("tls.certificate: a gateway that runs cannot begin or cease to use TLS")
+            if context is not None:
+                await server.set_ssl(context)
             server.set_access(fresh.access)
-            server.set_limits(
-                **{
-                    name: fresh.settings[name]
-                    for name in ("max_connections", "max_per_address", "allowed_origins")
-                    if name in fresh.settings
-                }
-            )
+            server.set_limits(**{name: fresh.settings.get(name, default) for name, default in _RELOADED.items()})
         except (ValueError, OSError) as error:
             log.error("%s stays as it was: %s", config_path, error)
             return
         log.warning("%s was read again", config_path)
 
     _until_signal(serve(), reload)
+
+
+_RELOADED = {"max_connections": 10_000, "max_per_address": 1 << 30, "allowed_hosts": (), "allowed_origins": ()}
+"""What a reload sets of the limits, and to what where the file no longer says."""
 
 
 def _set_up_log(log_format: str | None) -> None:

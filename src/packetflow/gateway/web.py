@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import picows
 
+from packetflow.gateway.door import Refusal
+
 if TYPE_CHECKING:
     from packetflow.gateway.server import Gateway
 
@@ -14,10 +16,11 @@ __all__ = ["metrics", "respond"]
 
 MOST_ELEMENTS = 1000
 MOST_REACTORS = 1000
+MOST_PRINCIPALS = 1000
 
 
 def respond(gateway: Gateway, path: str, headers: Any, certificate: Any) -> Any:
-    """The answer to a GET of `path`."""
+    """The answer to a GET of `path`; `Refusal` where it asks for credentials."""
     if path == "/healthz":
         return _answer(200, "ok\n")
     if path == "/readyz":
@@ -27,7 +30,7 @@ def respond(gateway: Gateway, path: str, headers: Any, certificate: Any) -> Any:
             try:
                 gateway._access.identify(headers, certificate)
             except PermissionError as error:
-                return _answer(401, f"{error}\n", {"WWW-Authenticate": 'Basic realm="packetflow"'})
+                raise Refusal(401, str(error), {"WWW-Authenticate": 'Basic realm="packetflow"'}) from None
         return _answer(200, metrics(gateway), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
     return _answer(404, f"no such path here; expected {gateway._endpoint.path.partition('?')[0]}\n")
 
