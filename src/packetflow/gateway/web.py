@@ -58,6 +58,55 @@ def metrics(gateway: Gateway) -> str:
     return generate_latest(registry).decode()
 
 
+def _budgets(gateway: Gateway) -> Iterator[Any]:
+    """Every budget, and who holds what of it."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    budgets = gateway._budgets
+    for name, what, budget, most in (
+        ("held", "packets, results and output", budgets.held, budgets.principal),
+        ("stored", "what outlives links", budgets.stored, budgets.stored_principal),
+    ):
+        for suffix, text, value in (
+            ("bytes", f"Bytes held of {what}", budget.held),
+            ("bytes_limit", f"The most that may be held of {what}", budget.limit),
+            ("bytes_peak", f"The most that was ever held of {what}", budget.peak),
+            ("principal_bytes_limit", f"The most that one principal may hold of {what}", most),
+        ):
+            yield GaugeMetricFamily(f"packetflow_{name}_{suffix}", text, value)
+    held = GaugeMetricFamily("packetflow_principal_held_bytes", "Bytes held, by principal", labels=["principal"])
+    stored = GaugeMetricFamily("packetflow_principal_stored_bytes", "Bytes stored, by principal", labels=["principal"])
+    refused = CounterMetricFamily(
+        "packetflow_charges_refused", "Bytes that a budget had no room for, times, by principal",
+        labels=["principal", "budget"],
+    )  # fmt: skip
+    # anonymous links have an account each; here they are one
+    links = [member.account for member in gateway.switch.links if member.principal.number == 0]
+    kept = gateway._anonymous.stored
+    rows = [
+        (
+            "anonymous",
+            sum(account.held for account in links),
+            kept.held if kept is not None else 0,
+            gateway._refused_charges + sum(account.refused for account in links),
+            kept.refused if kept is not None else 0,
+        )
+    ]
+    named = [
+        (name, one.account.held, one.stored.held, one.account.refused, one.stored.refused)
+        for name, one in gateway._principals.items()
+        if one.account is not None and one.stored is not None
+    ]
+    # those who hold most, where a file names more than anyone would look at
+    rows += sorted(named, key=lambda row: -(row[1] + row[2] + row[3] + row[4]))[:MOST_PRINCIPALS]
+    for name, of_links, of_store, refused_held, refused_stored in rows:
+        held.add_metric([name], of_links)
+        stored.add_metric([name], of_store)
+        refused.add_metric([name, "held"], refused_held)
+        refused.add_metric([name, "stored"], refused_stored)
+    yield from (held, stored, refused)
+
+
 def _families(gateway: Gateway) -> Iterator[Any]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
@@ -80,9 +129,10 @@ def _families(gateway: Gateway) -> Iterator[Any]:
     ):
         yield CounterMetricFamily(name, text, value)
     handshakes = CounterMetricFamily("packetflow_handshakes_refused", "Handshakes refused", labels=["reason"])
-    for reason in ("turned_away", "unauthenticated", "refused_origin"):
+    for reason in ("turned_away", "unauthenticated", "refused_host", "refused_origin", "malformed", "tls", "failed"):
         handshakes.add_metric([reason], gateway.counts[reason])
     yield handshakes
+    yield from _budgets(gateway)
     refusals = CounterMetricFamily("packetflow_refusals", "Packets refused or failed by the gateway", labels=["code"])
     for code, count in sorted(switch.refusals.items()):
         refusals.add_metric([code], count)
