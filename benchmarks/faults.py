@@ -22,7 +22,7 @@ from benchmarks.routed import quantile
 from packetflow import PacketFlowError, Reactor, run
 
 HANDSHAKE = (
-    b"GET /packetflow/v1?handles= HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"GET /packetflow/v1?handles= HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
 

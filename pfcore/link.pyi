@@ -66,6 +66,8 @@ async def connect(
 ) -> None: ...
 
 class Gate:
+    context: ssl.SSLContext | None
+    shaking: set[Any]
     max_frame: int
     timeout: float
     def __init__(
@@ -74,10 +76,13 @@ class Gate:
         arrived: Callable[[str], bool],
         departed: Callable[[str], object],
         *,
+        may_begin: Callable[[int], bool],
+        on_cut: Callable[[], object],
         loop: asyncio.AbstractEventLoop,
         timeout: float,
         max_frame: int,
         logger: Any,
     ) -> None: ...
     def __call__(self) -> Any: ...
-    async def listen(self, host: str, port: int, **options: Any) -> asyncio.Server: ...
+    def lost(self, reference: Any) -> None: ...
+    async def listen(self, **options: Any) -> asyncio.Server: ...

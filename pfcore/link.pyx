@@ -1,6 +1,7 @@
 """Binds an engine to picows: frames in, batched writes out, one timer."""
 
 import time
+import weakref
 
 import picows
 from picows.picows import WSProtocol
@@ -651,11 +652,13 @@ async def connect(Link link not None, str url, *, headers, ssl, logger):
 class _ServerProtocol(WSProtocol):
     """One accepted connection: told to `gate` from its first byte to its last."""
 
-    __slots__ = ("__weakref__", "address", "gate", "handshake", "link", "peer")
+    __slots__ = ("__weakref__", "address", "context", "gate", "handshake", "link", "peer", "shaking")
 
     def connection_made(self, transport):
+        self.gate.shaking.discard(self.shaking)
         peer = transport.get_extra_info("peername")
         self.address = peer[0] if isinstance(peer, tuple) and peer else ""
+        self.context = transport.get_extra_info("sslcontext")
         self.peer = transport.get_extra_info("peercert")
         self.handshake = None
         self.link = None
@@ -690,6 +693,38 @@ class _ServerProtocol(WSProtocol):
         gate.departed(self.address)
 
 
+class _Watch:
+    """Handles what asyncio's transports report of connections that a gate accepted.
+
+    A connection that breaks is no fault of this process, and anyone can break as many
+    as he likes: its gate learns of it, and asyncio's log does not, with a traceback.
+    (One that is closed within the handshake of TLS is reported with the class
+    ConnectionResetError for an exception, which asyncio's own handler cannot even
+    print.) What is reported of anything else goes where it went before.
+    """
+
+    def __init__(self, before):
+        self.before = before
+
+    def __call__(self, loop, context):
+        error = context.get("exception")
+        kind = error if isinstance(error, type) else type(error)
+        find = getattr(context.get("transport"), "get_protocol", None)
+        if issubclass(kind, OSError) and find is not None and isinstance(find(), _ServerProtocol):
+            return
+        if self.before is not None:
+            self.before(loop, context)
+        else:
+            loop.default_exception_handler(context)
+
+    @classmethod
+    def install(cls, loop):
+        """On the loop, once. It stays: connections end after the gate has been closed."""
+        before = loop.get_exception_handler()
+        if not isinstance(before, cls):
+            loop.set_exception_handler(cls(before))
+
+
 class Gate:
     """Accepts connections for a gateway.
 
@@ -698,21 +733,34 @@ class Gate:
     called with the address of a new connection; False turns it away before
     anything is read. `departed`: called with it when the connection has gone.
     `timeout`: seconds from the connection to the end of its handshake.
+    `may_begin`: called with how many handshakes of TLS are under way; False turns
+    one more away. `on_cut`: called when one of them did not come to its end.
     """
 
-    def __init__(self, admit, arrived, departed, *, loop, double timeout, Py_ssize_t max_frame, logger):
+    def __init__(self, admit, arrived, departed, *, may_begin, on_cut, loop, double timeout, Py_ssize_t max_frame,
+                 logger):
         self.admit = admit
         self.arrived = arrived
         self.departed = departed
+        self.may_begin = may_begin
+        self.on_cut = on_cut
+        self.context = None  # ssl.SSLContext of the handshakes to come: whoever listens sets it
+        self.shaking = set()  # weak references to protocols whose handshake of TLS is under way
         self.loop = loop
         self.timeout = timeout
         self.max_frame = max_frame
         self.logger = logger
 
     def __call__(self):
-        protocol = None
+        if self.context is not None and not self.may_begin(len(self.shaking)):
+            raise ConnectionRefusedError("too many handshakes of TLS are under way")  # closes the socket, silently
 
         def admit(request):
+            protocol = made()
+            if protocol.peer and protocol.context is not self.context:
+                # by an authority that may be trusted no longer
+                return picows.WSUpgradeResponseWithListener(picows.WSUpgradeResponse.create_error_response(
+                    503, b"the certificates were changed meanwhile: try again\n"), None)
             answer = self.admit(request, protocol.address, protocol.peer)
             if isinstance(answer, WSListener):
                 protocol.handshake.cancel()
@@ -731,13 +779,26 @@ class Gate:
             self.max_frame, None,
             2048)  # the read buffer grows with the load; an idle connection stays small
         protocol.gate = self
+        made = weakref.ref(protocol)  # no cycle: one that never gets a connection goes with its transport
+        protocol.shaking = None
+        if self.context is not None:
+            # the transport tells a protocol of nothing before the connection is made, but it lets go of it
+            protocol.shaking = weakref.ref(protocol, self.lost)
+            self.shaking.add(protocol.shaking)
         return protocol
 
-    async def listen(self, host, port, **options):
-        """An `asyncio.Server`. Raises OSError."""
+    def lost(self, reference):
+        """A protocol is gone; if it was still shaking hands, nothing came of it."""
+        if reference in self.shaking:
+            self.shaking.discard(reference)
+            self.on_cut()
+
+    async def listen(self, **options):
+        """An `asyncio.Server`; options as for `loop.create_server`. Raises OSError."""
         import aiofastnet
 
-        return await aiofastnet.create_server(self.loop, self, host=host, port=port, **options)
+        _Watch.install(self.loop)
+        return await aiofastnet.create_server(self.loop, self, **options)
 
 
 cdef class MessageLink(Link):

@@ -125,7 +125,7 @@ async def test_only_offered_subprotocols_are_chosen_and_tokens_never_echoed(guar
         host, port = guarded.endpoint.removeprefix("ws://").partition("/")[0].rsplit(":", 1)
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(
-            f"GET /packetflow/v1 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n"
+            f"GET /packetflow/v1 HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n"
             f"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
             f"Sec-WebSocket-Extensions: permessage-deflate\r\nSec-WebSocket-Protocol: {offered}\r\n\r\n".encode()
         )

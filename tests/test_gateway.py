@@ -247,7 +247,7 @@ async def test_half_open_handshakes_are_reaped() -> None:
         host, port = gateway.endpoint[5:].split("/")[0].split(":")
         connections = [await asyncio.open_connection(host, int(port)) for _ in range(20)]
         for _, writer in connections:
-            writer.write(b"GET /packetflow/v1 HTTP/1.1\r\nHost: x\r\n")
+            writer.write(b"GET /packetflow/v1 HTTP/1.1\r\nHost: localhost\r\n")
         await healthy(gateway)
         async with asyncio.timeout(10):
             for reader, writer in connections:

@@ -238,6 +238,65 @@ async def test_metrics_ask_for_credentials_where_links_must() -> None:
         assert status == 200
 
 
+async def test_the_metrics_show_every_budget_and_who_holds_what_of_it() -> None:
+    from packetflow import Access
+    from tests.test_access import ROLES, TOKENS, identities
+
+    access = Access.of(ROLES, identities(), anonymous=ROLES[0])
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1", access=access, max_principal_bytes=2_000_000,
+                       max_total_bytes=5_000_000, max_stored_principal_bytes=3_000_000,
+                       max_stored_bytes=7_000_000) as gateway:  # fmt: skip
+        async with Reactor(gateway.endpoint, token=TOKENS["client"]), Reactor(gateway.endpoint):
+            (nobody,) = [member for member in gateway.switch.links if member.principal.number == 0]
+            named = gateway._principals["client"]
+            before = float(gateway._budgets.held.held)
+            own = float(nobody.account.held)
+            assert named.account is not None
+            assert named.stored is not None
+            named_before = float(named.account.held)
+            named.account.insist(1_000_000)
+            named.stored.insist(600_000)
+            nobody.account.insist(500_000)
+            assert not named.account.charge(10_000_000)
+            assert not nobody.account.charge(10_000_000)
+            text = metrics(gateway)
+            for line in (
+                f"packetflow_held_bytes {before + 1_500_000}",
+                "packetflow_held_bytes_limit 5e+06",
+                "packetflow_held_principal_bytes_limit 2e+06",
+                "packetflow_stored_bytes 600000.0",
+                "packetflow_stored_bytes_limit 7e+06",
+                "packetflow_stored_principal_bytes_limit 3e+06",
+                "packetflow_stored_bytes_peak 600000.0",
+                f'packetflow_principal_held_bytes{{principal="anonymous"}} {own + 500_000}',
+                f'packetflow_principal_held_bytes{{principal="client"}} {named_before + 1_000_000}',
+                'packetflow_principal_stored_bytes{principal="client"} 600000.0',
+                'packetflow_charges_refused_total{budget="held",principal="client"} 1.0',
+                'packetflow_charges_refused_total{budget="held",principal="anonymous"} 1.0',
+                'packetflow_charges_refused_total{budget="stored",principal="client"} 0.0',
+            ):
+                assert any(float_of(line) == float_of(found) for found in text.splitlines()), line
+            assert text.count("packetflow_principal_held_bytes{") == 1 + len(identities())
+            named.account.release(1_000_000)
+            named.stored.release(600_000)
+            nobody.account.release(500_000)
+        while gateway.connections:
+            await asyncio.sleep(0.001)
+        text = metrics(gateway)
+        assert 'packetflow_charges_refused_total{budget="held",principal="anonymous"} 1.0' in text, (
+            "kept after its link"
+        )
+        assert any(line.startswith("packetflow_held_bytes_peak 1") for line in text.splitlines())
+
+
+def float_of(line: str) -> tuple[str, float] | None:
+    name, _, value = line.rpartition(" ")
+    try:
+        return name, float(value)
+    except ValueError:
+        return None
+
+
 async def test_a_name_from_outside_cannot_break_the_metrics(gateway: Gateway) -> None:
     async with gateway, Reactor(gateway.endpoint, name='evil"} 1\\nforged 7') as _:
         await gateway.wait_for_reactor('evil"} 1\\nforged 7')
@@ -350,7 +409,7 @@ def test_a_flood_of_records_is_cut_and_says_so() -> None:
     last = logging.LogRecord("x", 20, "", 0, "n", (), None)
     last.created = 101.0
     assert limit.filter(last)
-    assert last.getMessage() == "n [7 records before this one left out]"
+    assert last.getMessage() == "n [7 lines before this one left out]"
 
 
 async def test_a_failing_handler_is_logged_with_its_packet(

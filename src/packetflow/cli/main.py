@@ -31,19 +31,26 @@ from packetflow.errors import ConnectionLost, InvalidPacket, PacketFlowError
 from packetflow.gateway import hash_token, new_token
 from packetflow.gateway.config import load_config
 from packetflow.gateway.processes import kill_all
-from packetflow.logs import JsonFormatter, RateLimit
+from packetflow.logs import JsonFormatter, RateLimit, TextFormatter, escape_controls
 
 __all__ = ["main"]
 
 log = logging.getLogger("packetflow.cli")
 
+_RATE_LIMIT = RateLimit()
+"""One for every handler, whatever logger a record comes from: the bound is the log's."""
+
 DEFAULT_ENDPOINT = f"ws://127.0.0.1:{DEFAULT_PORT}{DEFAULT_PATH}"
 
 
 class Failure(click.ClickException):
-    """One clear line, exit code 2."""
+    """One clear line, exit code 2; several where a file has several mistakes."""
 
     exit_code = 2
+
+    def __init__(self, *lines: str) -> None:
+        # they may hold what a peer sent
+        super().__init__("\n".join(escape_controls(line) for line in lines))
 
 
 class EndpointType(click.ParamType):  # type: ignore[type-arg]
@@ -83,8 +90,12 @@ token_option = click.option(
 )
 
 
-def _until_signal(main: Coroutine[Any, Any, Any], on_hangup: Callable[[], None] | None = None) -> Any:
-    """Runs until SIGINT or SIGTERM, then lets `main` clean up; a second one ends at once. SIGHUP calls `on_hangup`.
+def _until_signal(
+    main: Coroutine[Any, Any, Any], on_hangup: Callable[[], Coroutine[Any, Any, None]] | None = None
+) -> Any:
+    """Runs until SIGINT or SIGTERM, then lets `main` clean up; a second one ends at once.
+
+    SIGHUP runs `on_hangup`, one at a time.
 
     Returns what `main` does, None where a signal ended it.
     """
@@ -102,11 +113,24 @@ def _until_signal(main: Coroutine[Any, Any, Any], on_hangup: Callable[[], None] 
                 _end_at_once(number)
             told = True
             loop.call_soon_threadsafe(task.cancel)
+        hung_up = asyncio.Event()
+
+        async def on_hangups() -> None:
+            assert on_hangup is not None
+            while True:
+                await hung_up.wait()
+                hung_up.clear()
+                try:
+                    await on_hangup()
+                except Exception:
+                    log.exception("SIGHUP changed nothing, or not everything")
 
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, on_signal)
         if on_hangup is not None and hasattr(signal, "SIGHUP"):
-            loop.add_signal_handler(signal.SIGHUP, on_hangup)
+            loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+            hangups = asyncio.ensure_future(on_hangups())
+            task.add_done_callback(lambda _: hangups.cancel())
         try:
             return await task
         except asyncio.CancelledError:
@@ -150,6 +174,7 @@ def main(verbose: int) -> None:
     """
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _set_up_log(None)
 
 
 @main.command()
@@ -214,7 +239,7 @@ def gateway(
         if handlers is not None:
             _load(handlers)(server)
     except (ValueError, OSError) as error:
-        raise Failure(str(error)) from None
+        raise Failure(*str(error).split("\n")) from None
     _set_up_log(log_format)
 
     async def serve() -> None:
@@ -232,21 +257,18 @@ def gateway(
         finally:
             await server.stop(drain)
 
-    def reload() -> None:
+    async def reload() -> None:
         if config_path is None:
             return
         try:
             fresh = load_config(config_path)
-            if tls is not None and fresh.certificate is not None:
-                fresh.load_certificates(tls)
+            context = fresh.ssl_context()
+            if (context is None) is not (tls is None):
+                raise ValueError("tls.certificate: a gateway that runs cannot begin or cease to use TLS")
+            if context is not None:
+                await server.set_ssl(context)
             server.set_access(fresh.access)
-            server.set_limits(
-                **{
-                    name: fresh.settings[name]
-                    for name in ("max_connections", "max_per_address", "allowed_origins")
-                    if name in fresh.settings
-                }
-            )
+            server.set_limits(**{name: fresh.settings.get(name, default) for name, default in _RELOADED.items()})
         except (ValueError, OSError) as error:
             log.error("%s stays as it was: %s", config_path, error)
             return
@@ -255,11 +277,18 @@ def gateway(
     _until_signal(serve(), reload)
 
 
+_RELOADED = {"max_connections": 10_000, "max_per_address": 1 << 30, "allowed_hosts": (), "allowed_origins": ()}
+"""What a reload sets of the limits, and to what where the file no longer says."""
+
+
 def _set_up_log(log_format: str | None) -> None:
+    """Every handler there is, an application's own too: bounded, and safe to look at."""
     for handler in logging.getLogger().handlers:
-        handler.addFilter(RateLimit())
+        handler.addFilter(_RATE_LIMIT)  # once, however often it is asked to
         if log_format == "json":
             handler.setFormatter(JsonFormatter())
+        elif not isinstance(handler.formatter, (TextFormatter, JsonFormatter)):
+            handler.setFormatter(TextFormatter(handler.formatter))
 
 
 @main.command("token")

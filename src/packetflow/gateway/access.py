@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from packetflow.logs import has_controls
 from packetflow.model import GROUPS
 from pfcore.budget import Account, Budget
 
@@ -34,6 +35,7 @@ FIRST_ROLE, LAST_ROLE = 1, 61
 
 _PATTERN = re.compile(r"(\*|cf|df|ed|co|mc|rm):(\*|[A-Za-z0-9_.\-]{1,64}\*?)\Z")
 _HASH = re.compile(r"[0-9a-f]{64}\Z")
+_OF_NOTHING = hashlib.sha256(b"").hexdigest()
 
 
 def new_token() -> str:
@@ -42,8 +44,11 @@ def new_token() -> str:
 
 
 def hash_token(token: str) -> str:
-    """What the configuration keeps of a token: SHA-256, 64 hexadecimal digits."""
-    return hashlib.sha256(token.encode()).hexdigest()
+    """What the configuration keeps of a token: SHA-256, 64 hexadecimal digits. ValueError for an empty one."""
+    if not token:
+        raise ValueError("token: expected a text, found an empty one")
+    # a header's bytes that are not UTF-8 arrive as surrogates
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _matches(pattern: str, group: str, element: str) -> bool:
@@ -124,6 +129,8 @@ ANONYMOUS = Role("anonymous", submit=("*:*",), handle=("*:*",))
 class Identity:
     """Someone who may connect.
 
+    `name`: 1 to 255 characters, none of them control characters; not "anonymous",
+    which is whoever presents no credentials.
     `tokens`: SHA-256 of tokens (`hash_token`), several while one replaces another.
     `certificate`: the common name of a client certificate that stands for it.
     `rate`: submits per second, 0 for no limit; `burst`: submits at once (default:
@@ -138,14 +145,29 @@ class Identity:
     burst: float = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not 1 <= len(self.name) <= 255 or has_controls(self.name):
+            raise ValueError(
+                f"principal {self.name!r}: expected a name of 1 to 255 characters without control characters"
+            )
+        if self.name == "anonymous":
+            raise ValueError("principal 'anonymous': expected another name; this one is whoever has no credentials")
         object.__setattr__(self, "tokens", tuple(self.tokens))
-        for token in self.tokens:
+        for place, token in enumerate(self.tokens):
             if not isinstance(token, str) or not _HASH.match(token):
                 raise ValueError(
-                    f"principal {self.name!r}, tokens: expected SHA-256 digests, 64 hexadecimal digits each "
+                    f"principal {self.name!r}, tokens[{place}]: expected SHA-256 digests, 64 hexadecimal digits each "
                     "(packetflow token prints one), found something else"
                 )
-        if self.rate < 0 or self.burst < 0:
+            if token == _OF_NOTHING:
+                raise ValueError(
+                    f"principal {self.name!r}, tokens[{place}]: expected the SHA-256 of a token (packetflow token "
+                    "prints one), found that of an empty text"
+                )
+        if self.certificate is not None and (not isinstance(self.certificate, str) or not self.certificate):
+            raise ValueError(
+                f"principal {self.name!r}, certificate: expected a common name, found {self.certificate!r}"
+            )
+        if not (self.rate >= 0 and self.burst >= 0):  # so that NaN is none, too
             raise ValueError(f"principal {self.name!r}, rate, burst: expected 0 or more")
 
 
@@ -207,7 +229,10 @@ class Access:
         """Who this is, None for anonymous; raises PermissionError with what to tell them."""
         token, user = _token(headers)
         if token is not None:
-            presented = hash_token(token)
+            try:
+                presented = hash_token(token)
+            except ValueError:
+                raise PermissionError("expected a token, found an empty one, or what is no text") from None
             found = None
             # every digest is compared, whatever the ones before said
             for identity in self.identities:
@@ -220,9 +245,7 @@ class Access:
         name = _common_name(certificate)
         if name is not None:
             for identity in self.identities:
-                if identity.certificate is not None and hmac.compare_digest(
-                    identity.certificate.encode(), name.encode()
-                ):
+                if identity.certificate and hmac.compare_digest(identity.certificate.encode(), name.encode()):
                     return identity
         if self.anonymous is None:
             raise PermissionError(
@@ -233,14 +256,17 @@ class Access:
 
 
 def _token(headers: Any) -> tuple[str | None, str]:
-    """(token, user name) of a handshake's headers."""
+    """(token, user name) of a handshake's headers; the token None where they have no credentials at all.
+
+    A token that is offered and empty is one: "", which is nobody's.
+    """
     values = headers.getall("Authorization", [])
     if len(values) > 1:
         raise PermissionError("expected one Authorization header")
     if values:
         scheme, _, rest = values[0].strip().partition(" ")
         rest = rest.strip()
-        if scheme.lower() == "bearer" and rest:
+        if scheme.lower() == "bearer":
             return rest, ""
         if scheme.lower() == "basic":
             try:
@@ -249,23 +275,19 @@ def _token(headers: Any) -> tuple[str | None, str]:
                 raise PermissionError("expected Basic credentials in base64") from None
             return password, user
         raise PermissionError("expected Authorization: Bearer or Basic")
-    for value in headers.getall("Sec-WebSocket-Protocol", []):
-        for offered in value.split(","):
-            offered = offered.strip()
-            if offered.startswith("bearer.") and len(offered) > len("bearer."):
-                return offered.removeprefix("bearer."), ""
-    return None, ""
+    offered = [one.strip() for value in headers.getall("Sec-WebSocket-Protocol", []) for one in value.split(",")]
+    tokens = [one.removeprefix("bearer.") for one in offered if one.startswith("bearer.")]
+    if len(tokens) > 1:
+        raise PermissionError("expected one token in the subprotocol")
+    return (tokens[0] if tokens else None), ""
 
 
 def _common_name(certificate: Any) -> str | None:
-    """Of the certificate that TLS has verified, as `ssl.SSLSocket.getpeercert` gives it."""
+    """Of the certificate that TLS has verified, as `ssl.SSLSocket.getpeercert` gives it; None unless it has one."""
     if not certificate:
         return None
-    for names in certificate.get("subject", ()):
-        for kind, value in names:
-            if kind == "commonName":
-                return str(value)
-    return None
+    found = [str(value) for names in certificate.get("subject", ()) for kind, value in names if kind == "commonName"]
+    return found[0] if len(found) == 1 and found[0] else None
 
 
 @dataclass(frozen=True)

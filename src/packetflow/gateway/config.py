@@ -12,6 +12,7 @@ from typing import Any
 from packetflow.elements import Bounds
 from packetflow.endpoint import parse_endpoint
 from packetflow.gateway.access import ANONYMOUS, Access, Identity, Role
+from packetflow.gateway.door import Door
 from packetflow.gateway.processes import Template
 
 __all__ = ["ConfigError", "GatewayConfig", "load_config"]
@@ -48,19 +49,16 @@ class GatewayConfig:
         """A fresh server context of the files it names; None without them. Raises OSError, ssl.SSLError."""
         if self.certificate is None:
             return None
+        # never into one that is in use: what a context trusts can be added to and not taken out,
+        # and it resumes sessions of those whom it trusted once
         context = ssl_module.SSLContext(ssl_module.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl_module.TLSVersion.TLSv1_2
-        self.load_certificates(context)
-        return context
-
-    def load_certificates(self, context: ssl_module.SSLContext) -> None:
-        """Reads the files into a context; handshakes from now on use them."""
-        assert self.certificate is not None
         context.load_cert_chain(self.certificate, self.key)
         if self.client_ca is not None:
             context.load_verify_locations(self.client_ca)
             # not CERT_REQUIRED: a token will do as well
             context.verify_mode = ssl_module.CERT_OPTIONAL
+        return context
 
 
 def _text(value: Any) -> str | None:
@@ -91,6 +89,21 @@ def _texts(value: Any) -> str | None:
     return None if isinstance(value, list) and all(isinstance(one, str) for one in value) else "a list of texts"
 
 
+def _readable(read: Callable[[Any], object]) -> Callable[[Any], str | None]:
+    """A list of texts that `read` takes; its ValueError begins with ``key: expected``."""
+
+    def check(value: Any) -> str | None:
+        wanted = _texts(value)
+        if wanted is None:
+            try:
+                read(value)
+            except ValueError as error:
+                return str(error).partition("expected ")[2].partition(", found ")[0]
+        return wanted
+
+    return check
+
+
 def _one_of(*allowed: str) -> Callable[[Any], str | None]:
     return lambda value: None if value in allowed else "one of " + ", ".join(allowed)
 
@@ -112,7 +125,8 @@ _SECTIONS: Mapping[str, Mapping[str, Callable[[Any], str | None]]] = {
         "insecure": _flag,
         "expose_errors": _flag,
         "public_metrics": _flag,
-        "allowed_origins": _texts,
+        "allowed_hosts": _readable(Door.read_hosts),
+        "allowed_origins": _readable(Door.read_origins),
         "drain": _number(0, 3600),
     },
     "limits": {

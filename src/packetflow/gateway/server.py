@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import picows
 
@@ -21,7 +21,9 @@ from packetflow.endpoint import Endpoint, parse_endpoint
 from packetflow.errors import ConnectionLost, Unavailable
 from packetflow.gateway.access import NOBODY_ROLE, Access, Budgets
 from packetflow.gateway.admin import Admin
+from packetflow.gateway.door import Door, Refusal, check_upgrade, split_target
 from packetflow.gateway.inside import Inside
+from packetflow.gateway.listener import Listener
 from packetflow.gateway.memory import share_of_memory
 from packetflow.gateway.peer import Peer
 from packetflow.gateway.principals import Principals
@@ -29,7 +31,7 @@ from packetflow.gateway.processes import Supervisor, Template
 from packetflow.gateway.reactors import Reactors
 from packetflow.gateway.web import respond
 from packetflow.handlers import HandlerRegistry
-from packetflow.logs import HandlerErrors, warn_slow
+from packetflow.logs import Complaints, HandlerErrors, warn_slow
 from packetflow.model import SHORT_ELEMENTS, Packet
 from packetflow.tracing import trace_id_of
 from pfcore.budget import Budget
@@ -69,8 +71,12 @@ class Gateway(HandlerRegistry, Toolbox):
     outcomes kept for 5 minutes (default 100,000). `max_connections`: links at
     once (default 10,000), `max_per_address`: from one address (default: no bound
     but that). `handshake_timeout`: seconds from connection to upgrade (default 5).
-    `allowed_origins`: web origins that browsers may connect from (default:
-    none, so that no web page can use a visitor's gateway). `public_metrics`:
+    `allowed_hosts`: names besides the loopback ones that clients on this machine,
+    or a proxy here, may know it by (``"packets.example"``, with ``:port`` where only
+    that will do): the Host of a request that names another is refused; on an address
+    that others can reach any will do unless some are named. `allowed_origins`: web
+    origins that browsers may connect from, besides pages of such a Host itself
+    (default: none, so that no web page can use a visitor's gateway). `public_metrics`:
     ``/metrics`` asks for no credentials (default: it does where links must).
     `elements`: offer the standard elements (default True), within these `Bounds`.
     `templates`: processes that ``mc:spawn`` and ``mc:scale`` may start.
@@ -105,6 +111,7 @@ class Gateway(HandlerRegistry, Toolbox):
         heartbeat: float = 30.0,
         silence: float = 20.0,
         handshake_timeout: float = 5.0,
+        allowed_hosts: Iterable[str] = (),
         allowed_origins: Iterable[str] = (),
         ssl: ssl_module.SSLContext | None = None,
         insecure: bool = False,
@@ -170,10 +177,14 @@ class Gateway(HandlerRegistry, Toolbox):
         self._max_connections = max_connections
         self._max_per_address = 1 << 30 if max_per_address is None else max_per_address
         self._handshake_timeout = handshake_timeout
-        self._allowed_origins = frozenset(origin.lower() for origin in allowed_origins)
+        self._allowed_hosts = tuple(allowed_hosts)
+        self._allowed_origins = tuple(allowed_origins)
+        self._door = Door(self._endpoint.host, self._allowed_hosts, self._allowed_origins)
+        self._complain = Complaints(log)
+        self._refused_charges = 0
         self._public_metrics = public_metrics
         self._ssl = ssl
-        self._server: Any = None
+        self._server: Listener | None = None
         self._sharing: Sharing | None = None
         self._starting: asyncio.Task[None] | None = None
         self._ending: Ending | None = None
@@ -194,7 +205,12 @@ class Gateway(HandlerRegistry, Toolbox):
             "accepted": 0,
             "turned_away": 0,
             "unauthenticated": 0,
+            "refused_host": 0,
             "refused_origin": 0,
+            "malformed": 0,
+            "tls": 0,
+            "failed": 0,
+            "reconnects": 0,
         }
         self._reactors = Reactors(self._principals.may_name, self._principals.may_handle, self.counts)
         # one bound method each for all links: a new one for every link would cost memory
@@ -275,6 +291,8 @@ class Gateway(HandlerRegistry, Toolbox):
             self._admit,
             self._arrived,
             self._departed,
+            may_begin=self._may_begin,
+            on_cut=self._cut,
             loop=self._loop,
             timeout=self._handshake_timeout,
             max_frame=4 * self._settings["max_frame"],
@@ -283,7 +301,7 @@ class Gateway(HandlerRegistry, Toolbox):
         options: dict[str, Any] = {"backlog": 4096, "start_serving": False}
         if self._ssl is not None:
             options |= {"ssl": self._ssl, "ssl_handshake_timeout": self._handshake_timeout}
-        server = await gate.listen(self._endpoint.host, self._endpoint.port, **options)
+        server = await Listener.open(gate, self._endpoint.host, self._endpoint.port, **options)
         self._server = server  # in the same step: whoever is cancelled after this takes it down
         port = server.sockets[0].getsockname()[1]
         await server.start_serving()
@@ -459,15 +477,32 @@ class Gateway(HandlerRegistry, Toolbox):
         *,
         max_connections: int | None = None,
         max_per_address: int | None = None,
+        allowed_hosts: Iterable[str] | None = None,
         allowed_origins: Iterable[str] | None = None,
     ) -> None:
-        """Other limits for the connections to come."""
+        """Other limits for the connections to come. Raises ValueError, and changes nothing, for what is none."""
+        hosts = self._allowed_hosts if allowed_hosts is None else tuple(allowed_hosts)
+        origins = self._allowed_origins if allowed_origins is None else tuple(allowed_origins)
+        self._door = Door(self._endpoint.host, hosts, origins)
+        self._allowed_hosts, self._allowed_origins = hosts, origins
         if max_connections is not None:
             self._max_connections = max_connections
         if max_per_address is not None:
             self._max_per_address = max_per_address
-        if allowed_origins is not None:
-            self._allowed_origins = frozenset(origin.lower() for origin in allowed_origins)
+
+    async def set_ssl(self, ssl: ssl_module.SSLContext) -> None:
+        """Other certificates, and other authorities of clients', for every handshake that is not over yet.
+
+        Takes a fresh context: one that is in use cannot forget an authority. Links that
+        are open stay until their principal is taken out (`set_access`). ValueError where
+        the gateway does not listen with TLS; OSError, and nothing is changed, where the
+        system has no room for another listening socket.
+        """
+        if self._ssl is None:
+            raise ValueError("ssl: this gateway listens without TLS")
+        if self._server is not None:
+            await self._server.renew(ssl)
+        self._ssl = ssl
 
     def set_window(self, window: int) -> None:
         """Packets that one connection may have in flight here, for all connections from now on."""
@@ -493,28 +528,47 @@ class Gateway(HandlerRegistry, Toolbox):
         else:
             del self._addresses[address]
 
+    def _may_begin(self, under_way: int) -> bool:
+        """May one more handshake of TLS begin beside so many?"""
+        if self._server is None or under_way >= 2 * self._max_connections:
+            self.counts["turned_away"] += 1
+            return False
+        return True
+
+    def _cut(self) -> None:
+        """A handshake of TLS did not come to its end."""
+        self.counts["tls"] += 1
+        self._complain(logging.WARNING, "a handshake of TLS did not come to its end (%d so far)", self.counts["tls"])
+
     def _admit(self, request: Any, address: str, certificate: Any) -> Any:
-        """Answers a handshake: a link for it, or why not."""
-        target = urlsplit(request.path.decode("latin-1"))
-        if target.path != self._endpoint.path.partition("?")[0]:
-            return respond(self, target.path, request.headers, certificate)
-        origin = request.headers.get("origin")
-        if origin is not None and origin.lower() not in self._allowed_origins:
-            self.counts["refused_origin"] += 1
-            return _refuse(403, "this origin is not allowed")
+        """Answers a request: a link for it, or why not."""
+        try:
+            return self._answer(request, address, certificate)
+        except Refusal as refusal:
+            reason = {421: "refused_host", 403: "refused_origin", 401: "unauthenticated", 503: "turned_away"}
+            self.counts[reason.get(refusal.status, "malformed")] += 1
+            self._complain(logging.WARNING, "handshake from %s refused: %s", address, refusal.reason)
+            return _refuse(refusal.status, refusal.reason, refusal.headers)
+        except Exception as error:  # noqa: BLE001  # it is logged, without a traceback
+            # nothing that a peer sends may get here; if it does, this connection ends and nothing else
+            self.counts["failed"] += 1
+            self._complain(logging.ERROR, "handshake from %s failed: %r", address, error)
+            return _refuse(500, "internal error")
+
+    def _answer(self, request: Any, address: str, certificate: Any) -> Any:
+        path, query = split_target(request.path)
+        self._door.check_host(request.headers)
+        if path != self._endpoint.path.partition("?")[0]:
+            return respond(self, path, request.headers, certificate)
+        self._door.check_origin(request.headers)
         try:
             identity = self._access.identify(request.headers, certificate)
         except PermissionError as error:
-            self.counts["unauthenticated"] += 1
-            log.warning("handshake from %s refused: %s", address, error)
-            return _refuse(401, str(error), {"WWW-Authenticate": 'Basic realm="packetflow"'})
+            raise Refusal(401, str(error), {"WWW-Authenticate": 'Basic realm="packetflow"'}) from None
         if self._server is None or len(self._links) >= self._max_connections:
-            self.counts["turned_away"] += 1
-            return _refuse(503, "no more connections")
-        # browsers may send "keep-alive, Upgrade"; picows compares the whole value
-        connection = request.headers.get("connection", "")
-        if "upgrade" in (token.strip().lower() for token in connection.split(",")):
-            request.headers["Connection"] = "Upgrade"
+            raise Refusal(503, "no more connections")
+        check_upgrade(request.headers)
+        # from here on the handshake can only succeed: nothing is left behind of one that does not
         principal = self._principals.of(identity)
         engine = Engine(client=False, acceptor=self._switch, on_heartbeat=self._on_peer_heartbeat, **self._settings)
         engine.announce(self._announced())
@@ -525,7 +579,7 @@ class Gateway(HandlerRegistry, Toolbox):
             on_closed=self._on_closed_link,
             sharing=self._sharing,
         )
-        handles = parse_qs(target.query, keep_blank_values=True).get("handles")
+        handles = parse_qs(query, keep_blank_values=True).get("handles")
         self._switch.admit(engine, principal, None if handles is None else ",".join(handles).split(","))
         # only what was offered may be chosen, and credentials are not to be echoed
         offered = [
@@ -547,6 +601,8 @@ class Gateway(HandlerRegistry, Toolbox):
     def _on_closed(self, link: Link) -> None:
         engine = link.engine
         self._links.pop(engine, None)
+        if engine.member is not None and engine.member.principal.number == 0:
+            self._refused_charges += engine.member.account.refused  # an anonymous link's account goes with it
         self._reactors.lost(engine)
         self._inside.forget(engine)
         if self._elements is not None:
@@ -647,5 +703,6 @@ def _log_failure(code: str, message: str, key: str, packet_id: str, principal: s
 
 
 def _refuse(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Any:
-    response = picows.WSUpgradeResponse.create_error_response(status, reason.encode(), headers)
+    shown = {"Content-Type": "text/plain; charset=utf-8", **(headers or {})}
+    response = picows.WSUpgradeResponse.create_error_response(status, f"{reason}\n".encode(), shown)
     return picows.WSUpgradeResponseWithListener(response, None)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import picows
 
 from pfcore.errors import EXCEPTIONS
+from packetflow.gateway.door import Refusal
 
 if TYPE_CHECKING:
     from packetflow.gateway.server import Gateway
@@ -17,10 +18,11 @@ __all__ = ["metrics", "respond"]
 
 MOST_ELEMENTS = 1000
 MOST_REACTORS = 1000
+MOST_PRINCIPALS = 1000
 
 
 def respond(gateway: Gateway, path: str, headers: Any, certificate: Any) -> Any:
-    """The answer to a GET of `path`."""
+    """The answer to a GET of `path`; `Refusal` where it asks for credentials."""
     if path == "/healthz":
         return _answer(200, "ok\n")
     if path == "/readyz":
@@ -30,7 +32,7 @@ def respond(gateway: Gateway, path: str, headers: Any, certificate: Any) -> Any:
             try:
                 gateway._access.identify(headers, certificate)
             except PermissionError as error:
-                return _answer(401, f"{error}\n", {"WWW-Authenticate": 'Basic realm="packetflow"'})
+                raise Refusal(401, str(error), {"WWW-Authenticate": 'Basic realm="packetflow"'}) from None
         return _answer(200, metrics(gateway), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
     return _answer(404, f"no such path here; expected {gateway._endpoint.path.partition('?')[0]}\n")
 
@@ -65,6 +67,53 @@ def _by_code(refusals: Mapping[str, int]) -> dict[str, int]:
         known = code if code in EXCEPTIONS else "other"
         counts[known] = counts.get(known, 0) + count
     return counts
+def _budgets(gateway: Gateway) -> Iterator[Any]:
+    """Every budget, and who holds what of it."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    budgets = gateway._budgets
+    for name, what, budget, most in (
+        ("held", "packets, results and output", budgets.held, budgets.principal),
+        ("stored", "what outlives links", budgets.stored, budgets.stored_principal),
+    ):
+        for suffix, text, value in (
+            ("bytes", f"Bytes held of {what}", budget.held),
+            ("bytes_limit", f"The most that may be held of {what}", budget.limit),
+            ("bytes_peak", f"The most that was ever held of {what}", budget.peak),
+            ("principal_bytes_limit", f"The most that one principal may hold of {what}", most),
+        ):
+            yield GaugeMetricFamily(f"packetflow_{name}_{suffix}", text, value)
+    held = GaugeMetricFamily("packetflow_principal_held_bytes", "Bytes held, by principal", labels=["principal"])
+    stored = GaugeMetricFamily("packetflow_principal_stored_bytes", "Bytes stored, by principal", labels=["principal"])
+    refused = CounterMetricFamily(
+        "packetflow_charges_refused", "Bytes that a budget had no room for, times, by principal",
+        labels=["principal", "budget"],
+    )  # fmt: skip
+    # anonymous links have an account each; here they are one
+    links = [member.account for member in gateway.switch.links if member.principal.number == 0]
+    kept = gateway._principals.anonymous.stored
+    rows = [
+        (
+            "anonymous",
+            sum(account.held for account in links),
+            kept.held if kept is not None else 0,
+            gateway._refused_charges + sum(account.refused for account in links),
+            kept.refused if kept is not None else 0,
+        )
+    ]
+    named = [
+        (name, one.account.held, one.stored.held, one.account.refused, one.stored.refused)
+        for name, one in gateway._principals.named.items()
+        if one.account is not None and one.stored is not None
+    ]
+    # those who hold most, where a file names more than anyone would look at
+    rows += sorted(named, key=lambda row: -(row[1] + row[2] + row[3] + row[4]))[:MOST_PRINCIPALS]
+    for name, of_links, of_store, refused_held, refused_stored in rows:
+        held.add_metric([name], of_links)
+        stored.add_metric([name], of_store)
+        refused.add_metric([name, "held"], refused_held)
+        refused.add_metric([name, "stored"], refused_stored)
+    yield from (held, stored, refused)
 
 
 def _families(gateway: Gateway) -> Iterator[Any]:
@@ -89,7 +138,7 @@ def _families(gateway: Gateway) -> Iterator[Any]:
     ):
         yield CounterMetricFamily(name, text, value)
     handshakes = CounterMetricFamily("packetflow_handshakes_refused", "Handshakes refused", labels=["reason"])
-    for reason in ("turned_away", "unauthenticated", "refused_origin"):
+    for reason in ("turned_away", "unauthenticated", "refused_host", "refused_origin", "malformed", "tls", "failed"):
         handshakes.add_metric([reason], gateway.counts[reason])
     yield handshakes
     names = CounterMetricFamily(
@@ -98,6 +147,7 @@ def _families(gateway: Gateway) -> Iterator[Any]:
     for reason in ("taken", "forbidden", "changed"):
         names.add_metric([reason], gateway.counts[f"names_{reason}"])
     yield names
+    yield from _budgets(gateway)
     refusals = CounterMetricFamily("packetflow_refusals", "Packets refused or failed by the gateway", labels=["code"])
     for code, count in sorted(_by_code(switch.refusals).items()):
         refusals.add_metric([code], count)
