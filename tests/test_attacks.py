@@ -1,4 +1,4 @@
-"""Attacks beside a victim, a few for half a second each; `benchmarks/attacks` is the long run."""
+"""Attacks beside a victim, a few for a second each; `benchmarks/attacks` is the long run."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def attacks(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def outcomes() -> list[dict[str, Any]]:
-    """Three attacks at once, four times, on one gateway. The victim may be late by a tenth of a second: of how long
+    """Three attacks at once, four times, on one gateway. The victim may be late by half a second: of how long
     things take on a machine that others use, too, a test cannot judge."""
     done = attacks(
-        "--only", ",".join(AT_ONCE), "--keep", "--seconds", "1", "--quiet", "0.3", "--slack", "200", "--json"
+        "--only", ",".join(AT_ONCE), "--keep", "--seconds", "1", "--quiet", "0.3", "--slack", "500", "--json"
     )  # fmt: skip
     assert done.stdout, done.stderr[-2000:]
     report: list[dict[str, Any]] = json.loads(done.stdout)["outcomes"]

@@ -90,12 +90,12 @@ async def malformed_answers(a: Assault) -> None:
 async def forged_results(a: Assault) -> None:
     """Results for packets of others: every seq that may be under way, from a connection that was sent none."""
     forged = '"status":"success","data":"forged","duration_ms":1'
+    cancel = {"code": "PF499", "message": "", "packet_id": "x"}
+    seqs = range(1, 400_000)  # those of the victim's packets are among them
     await together(
-        a.persist(lambda: (result(n, "x", forged) for n in range(1, 20_000)), reactor="forger"),
-        a.persist(lambda: (refusal(n, f"p-{n}") for n in range(1, 20_000))),
-        a.persist(
-            lambda: (message("error", {"code": "PF499", "message": "", "packet_id": "x"}, n) for n in range(1, 20_000))
-        ),
+        a.persist(lambda: (result(n, "x", forged) for n in seqs), reactor="forger"),
+        a.persist(lambda: (refusal(n, f"p-{n}") for n in seqs)),
+        a.persist(lambda: (message("error", cancel, n) for n in seqs)),
     )
 
 

@@ -198,6 +198,31 @@ async def long_ids(a: Assault) -> None:
 
 
 @attack("frames")
+async def colliding_ids(a: Assault) -> None:
+    """Ids, and elements, made to collide in a multiplicative hash whatever its key: a bit flipped and taken back."""
+    chosen = random.Random(a.name)
+
+    def variants(blocks: int, base: str) -> Iterator[str]:
+        # the highest bit but one of eight bytes, and in the next eight what is left of it
+        for choice in range(1 << blocks):
+            text = [ord(letter) for letter in base]
+            for block in range(blocks):
+                if choice >> block & 1:
+                    for place in (7, 11, 15):
+                        text[16 * block + place] ^= 0x40
+            yield "".join(map(chr, text))
+
+    def frames() -> Iterator[bytes]:
+        for _ in range(100):
+            for n, packet_id in enumerate(variants(8, "".join(chosen.choices("mnpqrstuv", k=128)))):
+                yield submit("df:echo", 1, id=packet_id, seq=n + 1)
+            for element in variants(4, "".join(chosen.choices("mnpqrstuv", k=64))):
+                yield submit(f"df:{element}", 1)
+
+    await a.persist(frames)
+
+
+@attack("frames")
 async def same_id(a: Assault) -> None:
     """One id from two connections, with the same payload, another, and while it runs."""
 
