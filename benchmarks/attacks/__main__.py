@@ -13,10 +13,12 @@ minute after they left. Ends with 1 if any was not.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import itertools
 import json
 import random
 import resource
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -104,6 +106,9 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
 async def series(options: argparse.Namespace, groups: list[list[Attack]]) -> list[Outcome]:
     outcomes: list[Outcome] = []
     stage: Stage | None = None
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # and all processes end with this one
     try:
         for group in groups:
             alone = not options.keep or any(attack.config is not None for attack in group)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from benchmarks.attacks.attacker import Assault, attack, together
-from benchmarks.attacks.wire import NUMBER, body, compact, frame, heartbeat, message, result, submit, submits
+from benchmarks.attacks.wire import NUMBER, Stranger, body, compact, frame, heartbeat, message, result, submit, submits
 
 ANYTHING = ("null", "true", "0", "-1", "1.5", "1e999", "9007199254740993", "1" * 400, '""', '"x"', '"PF500"',
             '"\\u0000"', "[]", "[[]]", "{}", '{"a":{}}', '[{"code":[]}]', '"' + "x" * 5000 + '"')  # fmt: skip
 """JSON of every type, for fields that want another."""
+
+
+def telling(a: Assault) -> Callable[[Stranger, bytes], None]:
+    """PF500 is a handler's fault; for a packet's own mistakes it is a breach."""
+
+    def on_message(link: Stranger, text: bytes) -> None:
+        at = text.find(b'"code":"PF500"')
+        if at >= 0:
+            a.breach(text[at : at + 120].decode(errors="replace"))
+
+    return on_message
 
 
 def wrong_fields() -> Iterator[bytes]:
@@ -187,7 +199,74 @@ async def odd_values(a: Assault) -> None:
     frames += [submit("df:transform", {"input": {"a": 1e308}, "expression": text})
                for text in ("a", "sum([a, a, a])", "to_number('1e999')", "abs(`-1e308`)", "a ^", "\0",
                             "@" * 900)]  # fmt: skip
-    await a.persist(lambda: (f for f in frames))
+    await a.persist(lambda: frames, on_message=telling(a))
+
+
+@attack("frames")
+async def odd_data(a: Assault) -> None:
+    """Every field of every standard element, of its steps and of metadata as every type of JSON."""
+    step = '{"group":"df","element":"echo"}'
+    usual: dict[str, dict[str, str | None]] = {
+        "cf:seq": {"steps": f"[{step}]", "input": "1", "return": '"prev"'},
+        "cf:branch": {"cases": f'[{{"when":"input","then":{step}}}]', "input": "1", "else": step},
+        "cf:loop": {"step": step, "times": "2", "items": None, "while": None, "until": None, "max_iterations": "3",
+                    "collect": "true", "input": "1"},
+        "cf:gate": {"gate": '"odd"', "action": '"arrive"', "count": "1", "wait_ms": "1"},
+        "df:produce": {"stream": '"odd"', "items": "[1]", "wait_ms": "1"},
+        "df:consume": {"stream": '"odd"', "consumer": '"c"', "max": "1", "wait_ms": "1", "ack": "[1]",
+                       "redeliver_after_ms": "1"},
+        "df:transform": {"input": "[1]", "expression": None, "map": step, "concurrency": "1"},
+        "df:reduce": {"input": "[1,2]", "op": None, "with": step, "initial": "1"},
+        "ed:signal": {"event": '"odd"', "payload": "1"},
+        "ed:timer": {"packet": step, "after_ms": "10", "every_ms": "1000", "at": None, "count": "1", "id": '"t"',
+                     "cancel": None},
+        "ed:watch": {"event": '"odd"', "key": None, "version": None, "after": None, "wait_ms": "1"},
+        "ed:react": {"event": '"odd"', "packet": step, "id": '"r"', "cancel": None},
+        "co:sync": {"barrier": '"odd"', "parties": "1", "data": "1", "wait_ms": "1"},
+        "co:broadcast": {"packet": step, "wait": "true"},
+        "co:gather": {"packets": f"[{step}]", "need": "1", "concurrency": "1"},
+        "co:vote": {"ballot": '"odd"', "choice": "1", "voters": "1", "need": "1", "packet": None, "wait_ms": "1"},
+        "mc:tune": {"set": "{}", "reactor": '"worker"'},
+        "mc:describe": {"group": None, "element": None},
+        "rm:alloc": {"pool": '"odd"', "units": "1", "capacity": "2", "ttl_ms": "5", "wait_ms": "1"},
+        "rm:free": {"lease": '"odd"'},
+        "rm:lock": {"key": '"odd"', "ttl_ms": "5", "wait_ms": "1", "lease": None, "step": None},
+        "rm:cache": {"op": '"set"', "key": '"odd"', "value": "1", "ttl_ms": "5", "version": None, "by": None,
+                     "after": None, "step": None},
+    }  # fmt: skip
+
+    def objects(fields: Mapping[str, str | None]) -> Iterator[str]:
+        for field, value in itertools.product(fields, ANYTHING):
+            parts = {name: text for name, text in fields.items() if text is not None} | {field: value}
+            yield "{" + ",".join(f'"{name}":{text}' for name, text in parts.items()) + "}"
+
+    def frames() -> Iterator[bytes]:
+        for key, fields in usual.items():
+            yield from (submit(key, raw=text) for text in objects(fields))
+        parts = {"group": '"df"', "element": '"echo"', "data": "1", "priority": "5", "timeout_ms": "9",
+                  "metadata": "{}", "as": '"a"'}  # fmt: skip
+        for text in objects(parts):
+            yield submit("cf:seq", raw=f'{{"steps":[{text}]}}')
+            yield submit("co:broadcast", raw=f'{{"packet":{text}}}')
+        for text in objects({"key": '"k"', "retry": "2", "traceparent": f'"00-{"a" * 32}-{"b" * 16}-01"'}):
+            for key in ("df:echo", "cf:own", "rm:own", "df:none"):
+                yield frame(body(key, 1)[:-2] + f',"metadata":{text}}}}}')
+
+    await a.persist(frames, on_message=telling(a))
+
+
+@attack("frames")
+async def attached(a: Assault) -> None:
+    """One packet sent a hundred thousand times while it runs: each is attached to it, and all are answered at once."""
+
+    async def attach() -> None:
+        link = await a.link()
+        for n in itertools.count():
+            same = submit("df:hold", "x" * 1000, id=f"attached-{a.name}-{n}", seq=1, timeout_ms=700)
+            await a.flood(link, itertools.repeat(same, 50_000))
+            await asyncio.sleep(0.2)
+
+    await together(attach(), attach())
 
 
 @attack("frames")
