@@ -83,18 +83,21 @@ def attackers_line(outcome: Outcome) -> str:
 
 
 def markdown(outcomes: list[Outcome]) -> str:
-    rows = [
-        "| attack | victim's p99 before, meanwhile | failed | memory above the start, after | |",
-        "|---|---|---|---|---|",
-    ]
-    for outcome in outcomes:
-        failures = sum(outcome.during.get("failures", {}).values())
-        rows.append(
-            f"| {outcome.name.replace('_', ' ').replace('+', ' + ')} | {outcome.quiet.get('p99', 0) * 1e3:.1f}, "
-            f"{outcome.during.get('p99', 0) * 1e3:.1f} ms | {failures:,} | {outcome.more / MIB:,.0f}, "
-            f"{max(0, outcome.left) / MIB:,.0f} MiB | {'; '.join(outcome.faults) or 'held'} |"
-        )
-    return "\n".join(rows)
+    """A table of the single attacks, and one of those at once."""
+    tables = []
+    for several in (False, True):
+        chosen = [outcome for outcome in outcomes if (len(outcome.attacks) > 1) is several]
+        rows = ["| attack | | p99, ms | MiB more | |", "|---|---|---:|---:|---|"]
+        for outcome in chosen:
+            meaning = "" if several else outcome.attacks[0].meaning.rstrip(".").replace("|", "\\|")
+            faults = "; ".join(outcome.faults).replace("|", "\\|")
+            rows.append(
+                f"| {outcome.name.replace('_', ' ').replace('+', ' + ')} | {meaning} "
+                f"| {outcome.quiet.get('p99', 0) * 1e3:.1f}, {outcome.during.get('p99', 0) * 1e3:.1f} "
+                f"| {outcome.more / MIB:,.0f}, {max(0, outcome.left) / MIB:,.0f} | {faults or 'held'} |"
+            )
+        tables += ["\n".join(rows)] * bool(chosen)
+    return "\n\n".join(tables)
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
@@ -151,7 +154,11 @@ def main() -> None:
         help="one gateway for all, as long as it holds; memory is compared with that before each",
     )
     parser.add_argument("--list", action="store_true", help="what there is, and what it stands for")
-    parser.add_argument("--markdown", action="store_true", help="a table in the end")
+    parser.add_argument(
+        "--markdown",
+        action="store_true",
+        help="in the end a table: the victim's p99 before and meanwhile; memory at most, and after",
+    )
     parser.add_argument("--json", action="store_true", help="everything measured, and nothing else")
     parser.add_argument("-v", "--verbose", action="store_true", help="what the attackers counted, too")
     options = parser.parse_args()

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,12 +31,24 @@ MIB = 1 << 20
 FROM_ONE, LEFT = 256 * MIB, 32 * MIB
 """Bytes above its start that a gateway may take for an attacker of one link, and keep once he has left."""
 
+STILL_HELD = 4 * MIB
+"""Bytes more than before that may still be charged to someone then: what the victim has under way."""
+
 SAMPLE = 0.02
 PATIENCE = 2.0
 """Seconds for an answer of a gateway that is alive."""
 
 RELIABLE = 30.0
 """Seconds for what this benchmark's own processes do at once."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """What the gateway took, in bytes, when the attack began."""
+
+    resident: int
+    stored: int
+    held: int
 
 
 @dataclass
@@ -49,6 +62,7 @@ class Outcome:
     left: int = 0
     recovered: float = 0.0
     stored: int = 0
+    held: int = 0
     attackers: list[dict[str, Any]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
@@ -82,10 +96,14 @@ async def ask(port: int, path: str) -> tuple[float, str]:
     return time.perf_counter() - began, body.decode()
 
 
-def stored_bytes(metrics: str) -> int:
-    """What outlives links (streams, cache, pools): outside of what an attack may take."""
-    lines = (line for line in metrics.splitlines() if line.startswith("packetflow_stored_bytes"))
-    return sum(int(float(line.rpartition(" ")[2])) for line in lines)
+def figure(metrics: str, name: str) -> int:
+    """A figure of ``/metrics``; 0 where there is none of that name."""
+    found = re.search(rf"^{name} (\S+)$", metrics, re.MULTILINE)
+    return int(float(found[1])) if found is not None else 0
+
+
+STORED, HELD = "packetflow_stored_bytes", "packetflow_held_bytes"
+"""What outlives links (streams, cache, pools), outside of what an attack may take; and what somebody was charged for."""
 
 
 def last_line(log: Path) -> str:
@@ -235,7 +253,7 @@ async def measure(
     await asyncio.sleep(quiet)
     outcome.quiet = await stage.report()
     _, before_metrics = await ask(stage.port, "/metrics")
-    before, stored_before = stage.resident(), stored_bytes(before_metrics)
+    before = Before(stage.resident(), figure(before_metrics, STORED), figure(before_metrics, HELD))
 
     async with sampled(stage) as peak:
         signals = [asyncio.Event() for _ in attacks]
@@ -247,8 +265,8 @@ async def measure(
         left_at = time.monotonic()
         await asyncio.sleep(min(1.0, seconds / 2))  # what their leaving costs counts, too
         outcome.during = await stage.report()
-        await _afterwards(stage, outcome, before, stored_before, left_at, recovery)
-        outcome.more = max(0, peak[0] - before - outcome.stored)
+        await _afterwards(stage, outcome, before, left_at, recovery)
+        outcome.more = max(0, peak[0] - before.resident - outcome.stored)
 
     _judge(stage, outcome, slack)
     if not faults:
@@ -257,9 +275,7 @@ async def measure(
     return outcome
 
 
-async def _afterwards(
-    stage: Stage, outcome: Outcome, before: int, stored_before: int, left_at: float, recovery: float
-) -> None:
+async def _afterwards(stage: Stage, outcome: Outcome, before: Before, left_at: float, recovery: float) -> None:
     """Is it alive, does it answer, and does it give back what it took?"""
     while stage.gateway.returncode is None:
         try:
@@ -270,10 +286,11 @@ async def _afterwards(
             return
         if outcome.recovered == 0.0 and took > 1.0:
             outcome.faults.append(f"metrics took {took:.1f} s")
-        outcome.stored = max(0, stored_bytes(text) - stored_before)
-        outcome.left = stage.resident() - before - outcome.stored
+        outcome.stored = max(0, figure(text, STORED) - before.stored)
+        outcome.held = figure(text, HELD) - before.held
+        outcome.left = stage.resident() - before.resident - outcome.stored
         outcome.recovered = time.monotonic() - left_at
-        if outcome.left <= LEFT or outcome.recovered > recovery:
+        if (outcome.left <= LEFT and outcome.held <= STILL_HELD) or outcome.recovered > recovery:
             return
         await asyncio.sleep(0.5)
 
@@ -293,6 +310,8 @@ def _judge(stage: Stage, outcome: Outcome, slack: float) -> None:
         faults.append(f"{outcome.more / MIB:,.0f} MiB more, {outcome.most / MIB:,.0f} are allowed")
     if outcome.left > LEFT:
         faults.append(f"{outcome.left / MIB:,.0f} MiB not given back after {outcome.recovered:.0f} s")
+    if outcome.held > STILL_HELD:
+        faults.append(f"{outcome.held / MIB:,.0f} MiB still charged to someone after {outcome.recovered:.0f} s")
     for attacker in outcome.attackers:
         faults += [f"breach: {what}" for what in attacker.get("breaches", ())]
         if attacker.get("broken"):
