@@ -303,7 +303,9 @@ async def false_announcements(a: Assault) -> None:
         while time.monotonic() < ends:
             for link in links:
                 await a.flood(link, submits("df:echo", 1, count=10))
-                link.write(heartbeat(reactor="worker", capabilities=["df:work", "df:mine", "mc:tune"], window=2**53))
+                link.write(
+                    heartbeat(reactor="worker", capabilities=["df:work", "df:mine", "mc:tune"], window=2**53 - 1)
+                )
             await asyncio.sleep(0.01)
         for link in links:
             a.leave(link)

@@ -103,7 +103,7 @@ def figure(metrics: str, name: str) -> int:
 
 
 STORED, HELD = "packetflow_stored_bytes", "packetflow_held_bytes"
-"""What outlives links (streams, cache, pools), outside of what an attack may take; and what somebody was charged for."""
+"""What outlives links (streams, cache, pools), outside of what an attack may take; and what is charged to someone."""
 
 
 def last_line(log: Path) -> str:
