@@ -66,7 +66,7 @@ async def connect(
 ) -> None: ...
 
 class Gate:
-    context: ssl.SSLContext | None
+    context: ssl_module.SSLContext | None
     shaking: set[Any]
     max_frame: int
     timeout: float

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -285,13 +286,24 @@ async def test_no_client_comes() -> None:
 # ---------------------------------------------------------------- the command
 
 
-def test_the_command_says_that_nobody_is_there() -> None:
+@pytest.fixture
+def log_as_it_was() -> Iterator[None]:
+    """A command that runs in this process sets up the log of all of it."""
+    handlers = logging.getLogger().handlers
+    before = [(handler, list(handler.filters), handler.formatter) for handler in handlers]
+    yield
+    for handler, filters, formatter in before:
+        handler.filters[:] = filters
+        handler.setFormatter(formatter)
+
+
+def test_the_command_says_that_nobody_is_there(log_as_it_was: None) -> None:
     done = CliRunner().invoke(main, ["conformance", "ws://127.0.0.1:1"])
     assert done.exit_code == 2
     assert "cannot connect to ws://127.0.0.1:1/" in done.output
 
 
-def test_the_command_says_that_no_client_came() -> None:
+def test_the_command_says_that_no_client_came(log_as_it_was: None) -> None:
     done = CliRunner().invoke(main, ["conformance", "--listen", "ws://127.0.0.1:0", "--wait", "0.05"])
     assert done.exit_code == 2
     assert "no client came within 0.05 s" in done.output

@@ -519,7 +519,7 @@ async def test_handshakes_that_are_cut_are_a_line_each_and_no_traceback(
         await until(lambda: gateway.counts["tls"] >= 150)
         async with Reactor(gateway.endpoint, ssl=trust(certificates)) as reactor:
             assert await reactor.call("df", "echo", 1) == 1
-        assert not gateway._gate.shaking  # type: ignore[union-attr]
+        assert not gateway._server._gate.shaking  # type: ignore[union-attr]
     assert not [record for record in caplog.records if record.exc_info is not None]
     assert len(caplog.records) <= 100
     shown = capfd.readouterr().err
@@ -532,10 +532,10 @@ async def test_unfinished_handshakes_of_tls_are_bounded(certificates: Path) -> N
                        handshake_timeout=30) as gateway:  # fmt: skip
         held = [await asyncio.open_connection(*where(gateway)) for _ in range(30)]
         await until(lambda: gateway.counts["turned_away"] >= 20)
-        assert len(gateway._gate.shaking) == 10  # type: ignore[union-attr]
+        assert len(gateway._server._gate.shaking) == 10  # type: ignore[union-attr]
         for _, writer in held:
             writer.transport.abort()
-        await until(lambda: not gateway._gate.shaking)  # type: ignore[union-attr]
+        await until(lambda: not gateway._server._gate.shaking)  # type: ignore[union-attr]
         async with Reactor(gateway.endpoint, ssl=trust(certificates)) as reactor:
             assert reactor.connected
 

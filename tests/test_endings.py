@@ -717,7 +717,6 @@ async def test_serving_for_ever_ends_with_the_gateway(gateway: Gateway) -> None:
     assert not gateway.ready
 
 
-@pytest.mark.xfail(strict=True, reason="the core still ends local packets that never began with their link: PF502")
 @pytest.mark.parametrize("group", ["df", "cf", "rm"])
 async def test_what_never_began_is_unavailable_and_what_began_is_lost(group: str) -> None:
     """At the end of the grace: PF502 for what began, PF503 for what waited, in the dispatcher or for a nested step."""

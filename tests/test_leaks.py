@@ -107,5 +107,5 @@ async def test_connections_leave_nothing_behind(gateway: Gateway) -> None:
 
         await some(30)
         before = _objects()
-        await some(60)
-        assert _objects() - before < 600
+        await some(120)
+        assert _objects() - before < 900  # one link left behind is a dozen

@@ -248,7 +248,7 @@ async def test_the_metrics_show_every_budget_and_who_holds_what_of_it() -> None:
                        max_stored_bytes=7_000_000) as gateway:  # fmt: skip
         async with Reactor(gateway.endpoint, token=TOKENS["client"]), Reactor(gateway.endpoint):
             (nobody,) = [member for member in gateway.switch.links if member.principal.number == 0]
-            named = gateway._principals["client"]
+            named = gateway._principals.named["client"]
             before = float(gateway._budgets.held.held)
             own = float(nobody.account.held)
             assert named.account is not None

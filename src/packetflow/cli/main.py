@@ -113,6 +113,7 @@ def _until_signal(
                 _end_at_once(number)
             told = True
             loop.call_soon_threadsafe(task.cancel)
+
         hung_up = asyncio.Event()
 
         async def on_hangups() -> None:

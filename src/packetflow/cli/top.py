@@ -9,7 +9,6 @@ import urllib.request
 from dataclasses import dataclass, field
 
 from packetflow.endpoint import parse_endpoint
-from packetflow.logs import escape_controls
 
 __all__ = ["Snapshot", "fetch", "render_top"]
 

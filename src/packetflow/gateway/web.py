@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import picows
 
-from pfcore.errors import EXCEPTIONS
 from packetflow.gateway.door import Refusal
+from pfcore.errors import EXCEPTIONS
 
 if TYPE_CHECKING:
     from packetflow.gateway.server import Gateway
@@ -67,6 +67,8 @@ def _by_code(refusals: Mapping[str, int]) -> dict[str, int]:
         known = code if code in EXCEPTIONS else "other"
         counts[known] = counts.get(known, 0) + count
     return counts
+
+
 def _budgets(gateway: Gateway) -> Iterator[Any]:
     """Every budget, and who holds what of it."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
