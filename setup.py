@@ -27,6 +27,7 @@ MODULES = (
     "pending",
     "keys",
     "budget",
+    "fair",
     "ledger",
     "reply",
     "engine",

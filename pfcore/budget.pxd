@@ -38,9 +38,7 @@ cdef class Account:
         Py_ssize_t queued            # of them, those that wait for room at a reactor
         Py_ssize_t jobs              # packets in the dispatcher's queues
         Py_ssize_t waits             # packets that are with a handler which waits (the standard elements)
-        # -- turns at the loop
-        int64_t credit               # ns of work that it may still do in its turn; negative: it owes
-        object turns                 # the dispatcher's queue of its jobs, None while there is none
+        Py_ssize_t runs              # packets that are with a handler of a user's, suspended
 
     # Is there room for `n` more bytes? Counts nothing.
     cdef inline bint room(self, int64_t n) noexcept:

@@ -30,6 +30,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from pfcore.budget cimport Account
 from pfcore.engine cimport Acceptor, Engine
+from pfcore.fair cimport FairQueue
 from pfcore.keys cimport KeyTable, Keyed
 from pfcore.packets cimport Packet
 from pfcore.reader cimport FrameReader
@@ -67,7 +68,7 @@ cdef class Job:
         Packet packet                # where the handler wants it
         object caller                # where the handler wants it
         object entry                 # HeapEntry while queued
-        PriorityHeap home            # where
+        FairQueue home               # where, None: in its lane's
         Lane lane                    # None: it may run beside any other
         uint8_t priority
         Worker worker                # while running
@@ -95,12 +96,6 @@ cdef class Worker:
     cdef int go_on(self, Job job, object inner, object first) except -1
     cdef int retire(self) except -1
 
-# The jobs of one account whose handlers are free; it stands in `turns` while it has any.
-cdef class Turn:
-    cdef:
-        Account account              # None: of packets that nobody pays for
-        PriorityHeap queue
-
 cdef class Dispatcher(Acceptor):
     cdef:
         object loop
@@ -114,10 +109,10 @@ cdef class Dispatcher(Acceptor):
         Py_ssize_t queue_bytes
         readonly bint draining
         readonly bint expose_errors
-        PriorityHeap queue
-        object turns                 # deque of _Turn: accounts that have jobs whose handlers are free
-        Turn unpaid                  # of packets that nobody pays for, None
+        FairQueue queue
+        FairQueue free_queue         # of jobs whose handlers are free
         dict suspended_jobs          # Job -> None: those whose handlers have begun and not ended
+        bint blocked                 # nothing in `queue` may leave it before a handler has ended
         int64_t free_used            # ns that free handlers have had in this iteration of the loop
         dict lanes                   # key -> Lane, while anyone is in it
         readonly Py_ssize_t queued_jobs  # in both queues and in all lanes
@@ -155,10 +150,11 @@ cdef class Dispatcher(Acceptor):
     cdef bint _refuse_full(self, Engine engine, FrameReader reader, Py_ssize_t cost) except -1
     cdef int _charge(self, Job job, Engine engine, Py_ssize_t cost) except -1
     cdef int _settle(self, Job job) except -1
-    cdef int _put_free(self, Job job) except -1
+    cdef int _put(self, Job job, FairQueue queue) except -1
     cdef bint _inside_task(self) except -1
-    cdef int _run_turns(self, int64_t now, int64_t end) except -1
+    cdef int _run_some(self, FairQueue queue, int64_t now, int64_t end) except -1
     cdef int _run_job(self, Job job, int64_t now) except -1
+    cdef bint _may_run(self, Account account) noexcept
     cdef Worker _take_worker(self)
     cdef int _tell_error(self, Engine engine, Handler handler, const unsigned char* packet_id, Py_ssize_t n,
                          Job job, object error) except -1

@@ -2,18 +2,19 @@
 
 import asyncio
 import sys
-from collections import deque
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.object cimport PyObject, Py_EQ, PyObject_RichCompareBool
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from pfcore.budget cimport Account, shared_room
 from pfcore.engine cimport Acceptor, Engine
+from pfcore.fair cimport FairQueue
 from pfcore.packets cimport Packet, new_packet
 from pfcore.keys cimport concurrency_key
-from pfcore.reader cimport F_DATA, MAX_CODE, FrameReader, decode_span, group_code, text_to_str
+from pfcore.reader cimport F_DATA, MAX_CODE, FrameReader, decode_span, group_code, group_index, text_to_str
 from pfcore.heap cimport HeapEntry, PriorityHeap
 from pfcore.reply cimport done_future
 from pfcore.scan cimport Kind, Span
@@ -158,11 +159,6 @@ cdef class Lane:
 @cython.final
 @cython.freelist(256)
 cdef class Job:
-    pass
-
-
-@cython.final
-cdef class Turn:
     pass
 
 
@@ -383,8 +379,8 @@ cdef class Dispatcher(Acceptor):
         self.expose_errors = expose_errors
         self.on_slow = on_slow
         self.on_error = on_error
-        self.queue = PriorityHeap()
-        self.turns = deque()
+        self.queue = FairQueue()
+        self.free_queue = FairQueue()
         self.lanes = {}
         self.handlers = KeyTable()
         self.parked = []
@@ -417,6 +413,13 @@ cdef class Dispatcher(Acceptor):
     def keys(self):
         """The keys that have a handler, sorted: ``["df:transform"]``."""
         return sorted(self.handlers.by_key)
+
+    def finds(self, str group not None, str element not None):
+        """Is there a handler, as a packet would find it?"""
+        raw, code = element.encode(), group.encode()
+        return self.handlers.find(
+            group_index(<const unsigned char*>PyBytes_AS_STRING(code), PyBytes_GET_SIZE(code)),
+            <const unsigned char*>PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)) is not None
 
     cdef Handler find(self, FrameReader reader):
         """The packet's handler or None."""
@@ -514,7 +517,7 @@ cdef class Dispatcher(Acceptor):
                         reader.seq, reader.id.p, reader.id.n, "PF429",
                         f"{self.waiting} packets wait here already, the most that may is {self.max_waiting}",
                         {"retry_after_ms": 100}, 0)
-                if self.turns or self.free_used >= FREE_SLICE or engine.now >= self.slice_ends or self._inside_task():
+                if self.free_queue.count > 0 or self.free_used >= FREE_SLICE or engine.now >= self.slice_ends or self._inside_task():
                     return self._enqueue(engine, reader, handler, data, packet, now)
             elif handler.group == GROUP_ED and handler.limit == 0:
                 # at once; but even events have a bound, and not inside somebody's task
@@ -522,7 +525,7 @@ cdef class Dispatcher(Acceptor):
                     return self._enqueue(engine, reader, handler, data, packet, now)
             else:
                 self._find_lane(handler, reader)
-                if (self.running >= self.concurrency or self.queue.live() > 0 or engine.now >= self.slice_ends
+                if (not self._may_run(engine.account) or self.queue.count > 0 or engine.now >= self.slice_ends
                         or self.lane is not None and self.lane.busy >= self.lane.limit or self._inside_task()):
                     return self._enqueue(engine, reader, handler, data, packet, now)
         if engine.account is not None and not engine.account.room(JOB_BYTES):
@@ -569,8 +572,7 @@ cdef class Dispatcher(Acceptor):
         while len(lane.queue) > 0 and lane.busy < lane.limit:
             following = <Job>lane.queue.pop()
             lane.busy += 1
-            following.home = self.queue
-            following.entry = self.queue.push(following, following.priority)
+            self._put(following, self.queue)
         if lane.busy == 0:
             self.lanes.pop(lane.key, None)
         return 0
@@ -611,17 +613,14 @@ cdef class Dispatcher(Acceptor):
         self.queued_jobs += 1
         if job.account is not None:
             job.account.jobs += 1
-        if handler.free:
-            self._put_free(job)
-            return self._schedule()
-        job.home = self.queue
         if self.lane_limit > 0:
             job.lane = self._enter_lane()
             if job.lane.busy >= job.lane.limit:
-                job.home = job.lane.queue
-            else:
-                job.lane.busy += 1
-        job.entry = job.home.push(job, job.priority)
+                job.entry = job.lane.queue.push(job, job.priority)
+                return 0
+            job.lane.busy += 1
+        self.blocked = False
+        self._put(job, self.free_queue if handler.free else self.queue)
         return self._schedule()
 
     cdef bint _refuse_full(self, Engine engine, FrameReader reader, Py_ssize_t cost) except -1:
@@ -653,26 +652,19 @@ cdef class Dispatcher(Acceptor):
             job.account = None
         return 0
 
-    cdef int _put_free(self, Job job) except -1:
-        cdef Account account = job.account
-        cdef Turn turn = <Turn>(account.turns if account is not None else self.unpaid)
-        if turn is None:
-            turn = Turn.__new__(Turn)
-            turn.account = account
-            turn.queue = PriorityHeap()
-            if account is not None:
-                account.turns = turn
-            else:
-                self.unpaid = turn
-            self.turns.append(turn)
-        job.home = turn.queue
-        job.entry = turn.queue.push(job, job.priority)
+    cdef int _put(self, Job job, FairQueue queue) except -1:
+        job.home = queue
+        job.entry = queue.push(job, job.account, job.priority)
         return 0
+
+    cdef bint _may_run(self, Account account) noexcept:
+        """May one more handler of this account be suspended?"""
+        return shared_room(self.concurrency, self.running, account.runs if account is not None else 0)
 
     cdef int _schedule(self) except -1:
         """Queued jobs get a turn in the loop's next iteration, if there is room for one."""
-        if not self.scheduled and (self.turns or self.free_used > 0
-                                   or (self.running < self.concurrency and self.queue.live() > 0)):
+        if not self.scheduled and (self.free_queue.count > 0 or self.free_used > 0
+                                   or (self.running < self.concurrency and self.queue.count > 0 and not self.blocked)):
             self.scheduled = True
             self.loop.call_soon(self.run_queue)
         return 0
@@ -684,47 +676,31 @@ cdef class Dispatcher(Acceptor):
         self.scheduled = False
         self.free_used = 0
         try:
-            self._run_turns(now, end)
-            end = pf_monotonic_ns() + SLICE
-            while now < end and self.running < self.concurrency and self.queue.live() > 0:
-                self._run_job(<Job>self.queue.pop(), now)
-                now = pf_monotonic_ns()
+            self._run_some(self.free_queue, now, end)
+            now = pf_monotonic_ns()
+            self._run_some(self.queue, now, now + SLICE)
         finally:
             self.deactivate()
             self._schedule()
             self._check_idle()
 
-    cdef int _run_turns(self, int64_t now, int64_t end) except -1:
-        cdef Turn turn
-        cdef Account account
+    cdef int _run_some(self, FairQueue queue, int64_t now, int64_t end) except -1:
+        cdef Job job
         cdef int64_t began
-        while self.turns and now < end:
-            turn = <Turn>self.turns.popleft()
-            account = turn.account
-            if turn.queue.live() == 0:  # all of them were dropped
-                self._end_turn(turn)
-                continue
-            if account is not None:
-                account.credit = min(account.credit + FREE_TURN, FREE_TURN)
-            began = now
-            while turn.queue.live() > 0 and now < end and (
-                    account.credit > now - began if account is not None else now - began < FREE_TURN):
-                self._run_job(<Job>turn.queue.pop(), now)
-                now = pf_monotonic_ns()
-            if account is not None:
-                account.credit -= now - began
-            if turn.queue.live() > 0:
-                self.turns.append(turn)
+        while now < end and (queue is self.free_queue or self.running < self.concurrency):
+            if queue is self.free_queue:
+                job = <Job>queue.pop(1 << 40, 0)
             else:
-                self._end_turn(turn)
+                job = <Job>queue.pop(self.concurrency, self.running)
+            if job is None:
+                # what is left belongs to accounts that have their share of handlers: until one of those ends
+                self.blocked = queue is self.queue and queue.count > 0
+                break
+            began = now
+            self._run_job(job, now)
+            now = pf_monotonic_ns()
+            queue.used(now - began)
         return 0
-
-    def _end_turn(self, Turn turn):
-        if turn.account is not None:
-            turn.account.turns = None
-            turn.account.credit = min(turn.account.credit, 0)
-        else:
-            self.unpaid = None
 
     cdef int _run_job(self, Job job, int64_t now) except -1:
         """A job that was just taken out of its queue."""
@@ -829,6 +805,8 @@ cdef class Dispatcher(Acceptor):
                 self._used_free(now)
             else:
                 self.running += 1
+                if job.account is not None:
+                    job.account.runs += 1
             worker.go_on(job, inner, value)
             if self.on_slow is not None and pf_monotonic_ns() - now > SLOW:
                 self._tell_slow(handler, pf_monotonic_ns() - now)
@@ -989,6 +967,7 @@ cdef class Dispatcher(Acceptor):
     cdef int _job_done(self, Job job) except -1:
         """A handler that had suspended has ended."""
         if job.suspended:
+            self.blocked = False
             job.suspended = False
             self.suspended_jobs.pop(job, None)
             if job.handler.free:
@@ -997,6 +976,8 @@ cdef class Dispatcher(Acceptor):
                     job.account.waits -= 1
             else:
                 self.running -= 1
+                if job.account is not None:
+                    job.account.runs -= 1
             self._leave_lane(job)
         return self._schedule()
 
@@ -1012,13 +993,16 @@ cdef class Dispatcher(Acceptor):
         cdef object data, packet  # let go of when this returns
         if dropped.entry is not None:
             data, packet = dropped.data, dropped.packet
-            dropped.home.remove(<HeapEntry>dropped.entry)
+            if dropped.home is not None:
+                dropped.home.remove(<HeapEntry>dropped.entry, dropped.account)
+            else:
+                dropped.lane.queue.remove(<HeapEntry>dropped.entry)
             self.queue_bytes -= dropped.cost
             self.queued_jobs -= 1
             if dropped.account is not None:
                 dropped.account.jobs -= 1
             dropped.entry = None
-            if dropped.home is self.queue:
+            if dropped.home is not None:
                 self._leave_lane(dropped)  # it had its place there
             dropped.lane = None
             dropped.home = None
@@ -1036,10 +1020,18 @@ cdef class Dispatcher(Acceptor):
         """Ends what a drain has left: PF503 for what has not begun, which may be sent again, PF502 for the rest."""
         cdef Job job
         cdef list waiting = []
-        for heap in [self.queue, *[(<Turn>turn).queue for turn in self.turns], *[
-                (<Lane>lane).queue for lane in self.lanes.values()]]:
-            while (<PriorityHeap>heap).live() > 0:
-                job = <Job>(<PriorityHeap>heap).peek()
+        # a lane's next moves up when its place is given back: until nobody waits anywhere
+        for lane in list(self.lanes.values()):
+            while (<Lane>lane).queue.live() > 0:
+                job = <Job>(<Lane>lane).queue.peek()
+                self.drop(job.engine, job, 0)
+                waiting.append(job)
+        for queue in (self.free_queue, self.queue):
+            while True:
+                job = <Job>(<FairQueue>queue).pop(1 << 60, 0)
+                if job is None:
+                    break
+                job.entry = (<FairQueue>queue).push(job, job.account, job.priority)
                 self.drop(job.engine, job, 0)
                 waiting.append(job)
         for job in waiting:

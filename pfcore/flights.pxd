@@ -120,7 +120,7 @@ cdef class Flight:
         uint8_t state            # FlightState
         uint8_t priority
         bint has_key
-        bint counted             # route.flights counts it
+        bint lost                # it was with a reactor that is gone: it may have run
         int retries              # how often it may be sent again
         Member origin            # None once its link has gone
         Member target            # who has it, None

@@ -107,6 +107,8 @@ cdef frozenset _CODES = frozenset(
     ("PF001", "PF400", "PF401", "PF403", "PF408", "PF409", "PF413", "PF424", "PF426", "PF429", "PF499", "PF500",
      "PF502", "PF503"))
 
+cdef tuple _REFUSALS = ("PF001", "PF429", "PF503")   # it never began
+
 # What says nothing of the packet itself: it never ran, and the same id may come again.
 cdef frozenset _NEVER_RAN = frozenset(
     ("PF001", "PF400", "PF401", "PF403", "PF409", "PF413", "PF426", "PF429", "PF503"))
@@ -577,6 +579,7 @@ cdef class Switch(Acceptor):
         member.lets_go(flight)
         if flight.route is self.question:
             return self._give_back(flight)
+        flight.lost = True
         if flight.retries > 0:
             flight.retries -= 1
             self.retried += 1
@@ -1090,6 +1093,7 @@ cdef class Switch(Acceptor):
         flight.route = route
         flight.accepted = now
         flight.deadline = now + timeout
+        flight.lost = False
         flight.retries = retries
         flight.has_key = has_key
         flight.key_hash = key_hash
@@ -1481,6 +1485,11 @@ cdef class Switch(Acceptor):
             member.strikes.pop(flight.route.hash, None)
         if not member.listed and code != "PF001" and flight.route not in member.routes:
             self._learn(member, flight.route)
+        if flight.lost and code in _REFUSALS:
+            self._leave_target(flight)
+            self._fail(flight, code, "the next refused it", None, now)
+            self._pump(member, now)
+            return True
         payload = reader.payload.p
         length = reader.payload.n
         if not reader.usual or flight.own_id is not None:
@@ -1569,6 +1578,11 @@ cdef class Switch(Acceptor):
                    FrameReader reader=None) except -1:
         cdef OutputBuffer out = OutputBuffer(limit=1048576)
         cdef bytes packet_id = <bytes>self._id_of(flight)
+        if flight.lost and code in _REFUSALS:
+            # said of one that is sent again after a loss it would mean that it never began
+            details = {**(details or {}), "code": code}
+            message = f"the connection of the reactor that handled it was lost, and then: {message}"
+            code = "PF502"
         cdef bytes error = encode_error(code, message, details, 60)
         put_failure_payload(out, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id),
                             error, 0)
@@ -1770,6 +1784,8 @@ cdef class Switch(Acceptor):
             if number > 0:  # 0: another principal's of the same id is there
                 (<Job>job).engine = self.inner
                 (<Job>job).number = number
+                if (<Job>job).caller is not None:
+                    (<Job>job).caller = flight.principal  # its link is no more
                 flight.engine = self.inner
                 if flight.origin is not None:
                     flight.origin.has_ended(flight)

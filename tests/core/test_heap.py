@@ -155,3 +155,33 @@ class HeapAgainstModel(RuleBasedStateMachine):
 
 
 TestHeapAgainstModel = HeapAgainstModel.TestCase
+
+
+@pytest.mark.parametrize("end", ["remove", "clear", "drop"])
+def test_a_finaliser_of_an_item_finds_the_heap_whole(end: str) -> None:
+    """Letting an item go may run its owner's code, and that may push again."""
+    heap = PriorityHeap()
+    seen: list[int] = []
+
+    class Item:
+        def __del__(self) -> None:
+            seen.append(len(heap))
+            heap.push("again", 1)
+
+    entries = [heap.push(Item(), n) for n in range(3)]
+    if end == "remove":
+        for entry in entries:
+            heap.remove(entry)
+    elif end == "clear":
+        while len(heap) > 0 and len(seen) < 3:
+            heap.clear()
+    else:
+        for _ in range(3):
+            heap.pop()
+    del entries
+    gc.collect()
+    assert len(seen) == 3
+    left = len(heap)
+    assert [heap.pop() for _ in range(left)] == ["again"] * left
+    with pytest.raises(IndexError):
+        heap.pop()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import uuid
 
 import pytest
 
-from pfcore.ids import new_id
+from pfcore.ids import new_id, siphash13
 
 
 def test_ids_are_uuid4_text() -> None:
@@ -42,3 +44,15 @@ def test_a_forked_child_draws_others() -> None:
     os.close(read)
     os.close(write)
     sys.stdout.flush()
+
+
+def test_the_hash_of_every_table_is_siphash_1_3() -> None:
+    """CPython's own, under a key of zeros, is the oracle."""
+    texts = [bytes(range(n)) for n in (*range(1, 33), 63, 64, 65, 200)]
+    program = f"import sys; assert sys.hash_info.algorithm == 'siphash13'; print([hash(t) for t in {texts!r}])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "0"}
+    )
+    assert done.returncode == 0, done.stderr
+    expected = [value % 2**64 for value in json.loads(done.stdout)]
+    assert [siphash13(text, 0, 0) for text in texts] == expected

@@ -69,3 +69,10 @@ def test_it_remembers_the_latest_and_no_more(bound: int, room: int, steps: list[
     if model and room >= 8 * 60:
         last = next(reversed(model.values()))
         assert ledger.look_up(last[0], last[1], len(steps))[2] == (last[3] or None)
+
+
+def test_an_expired_outcome_hides_no_younger_one_of_the_same_id() -> None:
+    ledger = Ledger(bound=8)
+    ledger.add(1, b"id", False, b"old", SECOND)
+    ledger.add(1, b"id", True, b"new", 400 * SECOND)
+    assert ledger.look_up(1, b"id", 401 * SECOND) == (True, 0, b"new")

@@ -1,0 +1,154 @@
+"""A queue that is fair between accounts and urgent within them. See ``fair.pxd``."""
+
+cimport cython
+from libc.stdint cimport int64_t
+
+from pfcore.budget cimport Account, shared_room
+from pfcore.heap cimport HeapEntry, PriorityHeap
+
+__all__ = ["FairQueue"]
+
+cdef enum:
+    LOOKED_AT = 64               # accounts compared at once: with more, urgency holds among so many
+
+
+@cython.final
+cdef class Turn:
+    pass
+
+
+@cython.final
+cdef class FairQueue:
+    """Items of accounts, by turns. `quantum`: nanoseconds of work that an account has in a round (default 200,000)."""
+
+    def __init__(self, int64_t quantum=200000):
+        self.quantum = quantum
+        self.turns = {}
+        self.order = []
+
+    def __len__(self):
+        return self.count
+
+    cdef HeapEntry push(self, object item, Account account, int64_t priority):
+        cdef Turn turn = <Turn>self.turns.get(account)
+        cdef HeapEntry entry
+        if turn is None:
+            turn = Turn.__new__(Turn)
+            turn.account = account
+            turn.heap = PriorityHeap()
+            turn.credit = self.quantum
+            turn.place = len(self.order)
+            self.turns[account] = turn
+            self.order.append(turn)
+        entry = turn.heap.push(item, priority)
+        self.count += 1
+        return entry
+
+    cdef object pop(self, Py_ssize_t most, Py_ssize_t taken):
+        cdef Turn turn
+        cdef object item
+        if self.count == 0:
+            return None
+        turn = self._choose(most, taken)
+        if turn is None:
+            return None
+        item = turn.heap.pop()
+        self.count -= 1
+        self.latest = turn
+        if turn.heap.live() == 0:
+            self._drop(turn)
+        return item
+
+    cdef Turn _choose(self, Py_ssize_t most, Py_ssize_t taken):
+        cdef Py_ssize_t n = len(self.order), k, seen = 0
+        cdef Turn turn, best
+        cdef bint someone
+        cdef int64_t urgency, urgent = 0
+        cdef int rounds
+        if n == 1:
+            best = <Turn>self.order[0]
+            return best if best.account is None or shared_room(most, taken, best.account.runs) else None
+        for rounds in range(2):
+            someone = False
+            seen = 0
+            while seen < n:
+                best = None
+                if self.at >= n:
+                    self.at = 0
+                for k in range(min(n - seen, LOOKED_AT)):
+                    turn = <Turn>self.order[(self.at + k) % n]
+                    if turn.account is not None and not shared_room(most, taken, turn.account.runs):
+                        continue
+                    someone = True
+                    if turn.credit <= 0:
+                        continue
+                    urgency = ~turn.heap.nodes[0].priority
+                    if best is None or urgency > urgent:
+                        best = turn
+                        urgent = urgency
+                if best is not None:
+                    self.at = best.place + 1
+                    return best
+                seen += LOOKED_AT
+                self.at += LOOKED_AT
+            if not someone:
+                return None
+            self._next_round()
+        return None
+
+    cdef int _next_round(self) except -1:
+        """Nobody has credit: all get the same, as often as it takes until somebody has."""
+        cdef Turn turn
+        cdef int64_t best = -(<int64_t>1 << 62), more
+        for turn in self.order:
+            best = max(best, turn.credit)
+        more = (-best // self.quantum + 1) * self.quantum
+        for turn in self.order:
+            turn.credit = min(turn.credit + more, self.quantum)
+        return 0
+
+    cdef int remove(self, HeapEntry entry, Account account) except -1:
+        cdef Turn turn = <Turn>self.turns[account]
+        if turn.heap.remove(entry):
+            self.count -= 1
+            if turn.heap.live() == 0:
+                self._drop(turn)
+        return 0
+
+    cdef int _drop(self, Turn turn) except -1:
+        cdef Turn last = <Turn>self.order.pop()
+        if last is not turn:
+            self.order[turn.place] = last
+            last.place = turn.place
+        del self.turns[turn.account]
+        return 0
+
+    cdef void used(self, int64_t ns) noexcept:
+        if self.latest is not None:
+            self.latest.credit -= ns
+
+    # -- for Python: tests
+
+    def add(self, item, Account account, int64_t priority):
+        """Queues an item; returns its entry."""
+        return self.push(item, account, priority)
+
+    def take(self, int64_t worked=0, Py_ssize_t most=1 << 40, Py_ssize_t taken=0):
+        """The next item, which then works for `worked` ns; None where there is none."""
+        item = self.pop(most, taken)
+        if item is not None:
+            self.used(worked)
+        return item
+
+    def worked(self, int64_t ns):
+        """What was taken last has taken so long."""
+        self.used(ns)
+
+    def discard(self, HeapEntry entry not None, Account account):
+        """Takes an item out."""
+        self.remove(entry, account)
+
+    @property
+    def accounts(self):
+        """How many accounts have something queued."""
+        return len(self.order)
