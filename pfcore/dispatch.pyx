@@ -8,6 +8,7 @@ from cpython.object cimport PyObject, Py_EQ, PyObject_RichCompareBool
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
+from pfcore.clock cimport monotonic_ns as pf_monotonic_ns
 from pfcore.engine cimport Acceptor, Engine
 from pfcore.packets cimport Packet, new_packet
 from pfcore.reader cimport F_DATA, F_METADATA, FrameReader, decode_span, find_key, group_code, text_to_str
@@ -22,9 +23,6 @@ from pfcore.errors import PacketFlowError
 
 cdef extern from "bytes_ops.h" nogil:
     uint64_t pf_hash(const unsigned char* p, size_t n, uint64_t key) noexcept
-
-cdef extern from "clock.h" nogil:
-    int64_t pf_monotonic_ns() noexcept
 
 cdef extern from "Python.h":
     ctypedef enum PySendResult:
