@@ -9,7 +9,7 @@ from pfcore.ledger import Ledger
 from pfcore.pending import PendingTable
 from pfcore.switch import Switch
 
-__all__ = ["audit", "audit_heap", "audit_ledger", "audit_table", "in_flight"]
+__all__ = ["audit", "audit_heap", "audit_ledger", "audit_table", "deliver", "in_flight"]
 
 def audit_table(table: PendingTable, name: str = "table") -> list[str]: ...
 def audit_heap(heap: PriorityHeap, name: str = "heap") -> list[str]: ...
@@ -23,3 +23,4 @@ def audit(
     accounts: Iterable[Account] = (),
     at_rest: bool = False,
 ) -> list[str]: ...
+def deliver(engine: Engine, messages: Iterable[bytes], now: int) -> None: ...

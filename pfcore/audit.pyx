@@ -1,12 +1,15 @@
 """Do the tables of a gateway agree with one another? For tests, fuzzing and debugging: slow, and changes nothing.
 
+`deliver` hands an engine messages that arrived together, as its link does: a
+simulation's links have no sockets.
+
 Each check is a function of its own, which appends sentences to a list of what
 is wrong; an empty list is what everyone wants. `audit` runs them all over a
 switch, its dispatcher and its links, between two batches: inside one, a
 structure may rightly be half-way.
 """
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from pfcore.budget cimport Account, Budget
@@ -20,7 +23,7 @@ from pfcore.pending cimport LEVELS, TICK_BITS, WHEEL_SLOTS, Entry, PendingTable
 from pfcore.reply cimport Reply, ReplyState
 from pfcore.switch cimport Switch
 
-__all__ = ["audit", "audit_heap", "audit_ledger", "audit_table", "in_flight"]
+__all__ = ["audit", "audit_heap", "audit_ledger", "audit_table", "deliver", "in_flight"]
 
 cdef tuple _STATES = ("free", "waiting", "queued", "sent", "local")
 
@@ -638,3 +641,24 @@ def audit(Switch switch not None, *, engines=(), tasks=(), accounts=(), bint at_
     if at_rest:
         _check_rest(switch, everyone, all_accounts, wrong)
     return wrong
+
+
+def deliver(Engine engine not None, messages, int64_t now):
+    """Messages that arrived together: one batch, ended whatever a message raises. Raises what one raised."""
+    cdef bytes message
+    engine.in_batch = True
+    engine.now = now
+    if engine.acceptor is not None:
+        engine.acceptor.begin_batch(now)
+    try:
+        for message in messages:
+            engine.receive(<const unsigned char*>PyBytes_AS_STRING(message), PyBytes_GET_SIZE(message), now)
+    finally:
+        try:
+            if engine.acceptor is not None:
+                engine.acceptor.end_batch()
+            while engine.fire_ready():
+                pass
+            engine.pump(now)
+        finally:
+            engine.in_batch = False

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import gc
 import heapq
 import json
 import logging
@@ -27,10 +26,9 @@ from multidict import CIMultiDict
 
 import packetflow.gateway.server as server
 from packetflow import Access, Gateway, Identity, Role
-from packetflow.conformance.wire import split
 from packetflow.gateway.access import ANONYMOUS, hash_token
 from pfcore import clock
-from pfcore.audit import audit, in_flight
+from pfcore.audit import audit, deliver, in_flight
 from pfcore.engine import Engine
 from pfcore.link import Link
 
@@ -251,6 +249,20 @@ class _Failures(logging.Handler):
         self.failures.append(f"logged: {text}")
 
 
+def _frames(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Whole unmasked frames as (opcode, payload); much quicker than `packetflow.conformance.wire.split`."""
+    at = 0
+    while at < len(data):
+        opcode, length = data[at] & 15, data[at + 1]
+        at += 2
+        if length >= 126:
+            size = 2 if length == 126 else 8
+            length = int.from_bytes(data[at : at + size], "big")
+            at += size
+        yield opcode, data[at : at + length]
+        at += length
+
+
 def _anonymous(message: dict[str, Any]) -> str:
     """A message without what is drawn at random."""
     return re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}", "uuid", json.dumps(message))
@@ -269,6 +281,7 @@ class Fabric:
         self.refused: dict[int, set[int]] = {}
         self.seen: list[Any] = []
         self.heard: list[str] | None = None
+        self.everyones: list[Any] = []
         self.before: dict[Engine, tuple[int, int]] = {}
         self.loop = SimulatedLoop()
         self.loop.set_exception_handler(self._on_exception)
@@ -320,9 +333,10 @@ class Fabric:
 
     @property
     def accounts(self) -> list[Any]:
+        """Of the principals, and of all links that there ever were."""
         gateway = self.gateway
         everyone = [gateway._anonymous, *gateway._principals.values(), gateway._inside.gateway]
-        return [one.account for one in everyone if one.account is not None]
+        return [*self.everyones, *(one.account for one in everyone if one.account is not None)]
 
     def check(self, *, at_rest: bool = False) -> list[str]:
         """Everything that is wrong so far."""
@@ -391,6 +405,7 @@ class Fabric:
         link.number = number
         self.links[number] = link
         self.work[number], self.answers[number], self.refused[number] = [], {}, set()
+        self.everyones.append(link.engine.member.account)
         link.engine.connected(clock.now())
         self.gateway._on_open(link)
         link._run_batch()
@@ -413,13 +428,12 @@ class Fabric:
         link.on_ws_disconnected(None)
 
     def say(self, number: int, *payloads: bytes) -> None:
-        """A link sends messages."""
+        """A link sends messages, which arrive together."""
         self.do(self._say, self.links[number], payloads)
 
     def _say(self, link: SimulatedLink, payloads: tuple[bytes, ...]) -> None:
-        for payload in payloads:
-            if link.closing is None and link.engine.state_name == "open":
-                link.engine.receive_message(payload, clock.now())
+        if link.closing is None and link.engine.state_name == "open":
+            deliver(link.engine, payloads, clock.now())
         if link.engine.state_name == "open":
             link._run_batch()  # type: ignore[attr-defined]
 
@@ -438,7 +452,7 @@ class Fabric:
         for number, link in self.links.items():
             if number in self.stalled:
                 continue
-            for opcode, payload in split(link.engine.take_output()):
+            for opcode, payload in _frames(link.engine.take_output()):
                 if opcode == 1:
                     self.hear(number, json.loads(payload))
 
@@ -480,9 +494,12 @@ class Fabric:
         """Other roles and principals."""
         self.do(self.gateway.set_access, ACCESS[which % len(ACCESS)])
 
-    def stop(self) -> None:
-        """The gateway stops, as long as that takes."""
-        task = self.do(self.loop.create_task, self.gateway.stop(grace=1.0))
+    def begin_stop(self) -> Any:
+        """The gateway begins to stop; `finish_stop` the task."""
+        return self.do(self.loop.create_task, self.gateway.stop(grace=4.0))
+
+    def finish_stop(self, task: Any) -> None:
+        """Until it has stopped."""
         for _ in range(50):
             if task.done():
                 break
@@ -492,4 +509,3 @@ class Fabric:
             return
         if task.exception() is not None:
             self.failures.append(f"stop raised {task.exception()!r}")
-        gc.collect()
