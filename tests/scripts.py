@@ -37,6 +37,7 @@ KNOWN: frozenset[str] = frozenset(
         "callers that have gone",  # a kept job runs as a link that has gone: a session of that one begins, and never ends
         "hooks",  # values whose encoding runs code that raises, or changes what is encoded
         "events after others",  # a handler for ed whose dependency ends in a suspended handler begins inside that one's task
+        "ran and refused",  # PF429 or PF503 for a packet whose handler began
         "names",  # a link that changes its name is listed under both for ever
     }
 )
@@ -322,10 +323,20 @@ class Script:
         for group in GROUPS:
             for name in OWN:
                 gateway._registry.functions[group, name] = (getattr(self, f"on_{name}"), 0, None)
-                gateway._dispatcher.register(Handler(group, name, getattr(self, f"on_{name}")))
+                gateway._dispatcher.register(Handler(group, name, self.noted(name), wants_packet=True))
         fabric.do(gateway._handlers_changed)
 
     # -- handlers
+
+    def noted(self, name: str) -> Callable[[Any, Any], Any]:
+        """A handler, which notes whose packet has begun."""
+        function = getattr(self, f"on_{name}")
+
+        def handle(data: Any, packet: Any) -> Any:
+            self.fabric.begun.setdefault(packet.id, set()).add("here")
+            return function(data)
+
+        return handle
 
     def on_own(self, data: Any) -> Any:
         return data
@@ -580,6 +591,9 @@ class Script:
             payload["error"]["code"] = str(payload["error"].get("code", "X")).replace("\ud800", "")
         if not c.often(5):
             seq = c.one([0, seq + 1, 7, 10_001])
+        if kind > 4:
+            # whatever it says by it: that it began there is no longer sure
+            fabric.begun.get(packet_id, set()).discard(f"link {number}")
         if c.often(16):
             self.send(number, {"type": "result", "seq": seq, "payload": payload})
         else:
@@ -676,7 +690,8 @@ class Script:
             )
 
     def register(self, group: str, name: str) -> None:
-        self.fabric.gateway.register(group, name, getattr(self, f"on_{name}"))
+        handle = self.noted(name)
+        self.fabric.gateway.register(group, name, lambda data, packet: handle(data, packet))
 
     def drop(self, call: Any, group: str, element: str, data: Any, reactor: str | None) -> None:
         """A submit of the gateway's own, cancelled at once now and then."""
@@ -723,7 +738,8 @@ class Script:
 
     def is_known(self, wrong: str) -> bool:
         return (
-            ("window" in self.known and wrong.startswith("window: "))
+            ("ran and refused" in self.known and "never ran" in wrong)
+            or ("window" in self.known and wrong.startswith("window: "))
             or ("sent again" in self.known and "one of those that sent it again has gone" in wrong)
             or ("names" in self.known and wrong.startswith("the reactor "))
         )  # fmt: skip
@@ -988,6 +1004,7 @@ def play(data: bytes, known: frozenset[str] = KNOWN, heard: list[str] | None = N
         settings.pop("max_flights", None)
     with simulated_time(), Fabric(**settings) as fabric:
         fabric.heard = heard
+        gc.disable()  # what dies when is part of the script
         script = Script(data[1:], fabric, known)
         try:
             script.play()
@@ -996,6 +1013,7 @@ def play(data: bytes, known: frozenset[str] = KNOWN, heard: list[str] | None = N
         except Exception as error:
             raise Broken([*fabric.failures, f"the simulation: {error!r}"], script) from error
         finally:
+            gc.enable()
             script.over = True
             script.held.clear()
             script.kept.clear()

@@ -278,6 +278,10 @@ class Fabric:
         self.count = 0
         self.work: dict[int, list[dict[str, Any]]] = {}
         self.answers: dict[int, dict[int, int]] = {}
+        self.said: dict[int, dict[int, int]] = {}
+        self.begun: dict[str, set[str]] = {}
+        """Ids of packets: where each has begun, and not been refused."""
+        self.ids: dict[str, int] = {}
         self.refused: dict[int, set[int]] = {}
         self.seen: list[Any] = []
         self.heard: list[str] | None = None
@@ -359,7 +363,7 @@ class Fabric:
         self.before = now
         for number, answers in self.answers.items():
             for seq, times in answers.items():
-                if times > 1:
+                if times > max(1, self.said[number].get(seq, 0)):
                     wrong.append(f"link {number}: the submit {seq} was answered {times} times")
         return wrong
 
@@ -404,7 +408,7 @@ class Fabric:
         link.fabric = self
         link.number = number
         self.links[number] = link
-        self.work[number], self.answers[number], self.refused[number] = [], {}, set()
+        self.work[number], self.answers[number], self.said[number], self.refused[number] = [], {}, {}, set()
         self.everyones.append(link.engine.member.account)
         link.engine.connected(clock.now())
         self.gateway._on_open(link)
@@ -432,6 +436,11 @@ class Fabric:
         self.do(self._say, self.links[number], payloads)
 
     def _say(self, link: SimulatedLink, payloads: tuple[bytes, ...]) -> None:
+        for packet_id in re.findall(r'"id":"([^"]*)"', b"".join(payloads).decode("utf-8", "replace")):
+            self.ids[packet_id] = self.ids.get(packet_id, 0) + 1
+        for seq in re.findall(rb'"seq":(\d{1,16})', b"".join(payloads)):
+            said = self.said[link.number]
+            said[int(seq)] = said.get(int(seq), 0) + 1
         if link.closing is None and link.engine.state_name == "open":
             deliver(link.engine, payloads, clock.now())
         if link.engine.state_name == "open":
@@ -462,10 +471,17 @@ class Fabric:
         if self.heard is not None:
             self.heard.append(f"{clock.now()} {number} {_anonymous(message)}")
         if kind == "submit":
+            self.begun.setdefault(payload["id"], set()).add(f"link {number}")
             self.work[number].append(message)
         elif kind == "result":
             answers = self.answers[number]
             answers[seq] = answers.get(seq, 0) + 1
+            packet_id = payload["packet_id"]
+            code = (payload.get("error") or {}).get("code")
+            if code in ("PF429", "PF503") and self.begun.get(packet_id) and self.ids.get(packet_id, 0) <= 1:
+                self.failures.append(
+                    f"{code} says that {packet_id} never ran, it began: {sorted(self.begun[packet_id])}; {payload['error']}"
+                )
             if isinstance(payload.get("data"), dict):
                 self.seen.append(payload["data"])
                 del self.seen[:-16]
