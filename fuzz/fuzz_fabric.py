@@ -61,8 +61,8 @@ def main(arguments: list[str]) -> int:
         return 0
     import atheris
 
-    with atheris.instrument_imports(include=["pfcore", "packetflow"]):
-        from tests.scripts import Broken, minimal, play
+    # the compiled core counts its own branches; counting those of the Python above takes two thirds of the scripts
+    from tests.scripts import Broken, minimal, play
 
     play(b"")
     gc.freeze()
