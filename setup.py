@@ -4,7 +4,8 @@ Switches by environment:
 
 - ``PFCORE_DEBUG=1``: bounds, None and initialisation checks.
 - ``PFCORE_SANITIZE=1``: AddressSanitizer and UndefinedBehaviorSanitizer (clang).
-- ``PFCORE_FUZZ=1``: AddressSanitizer, traps for undefined behaviour, and libFuzzer's coverage counters (clang), for ``tools/fuzz``.
+- ``PFCORE_FUZZ=1``: AddressSanitizer, traps for undefined behaviour, and libFuzzer's coverage counters (clang), for
+  ``tools/fuzz``.
 - ``PFCORE_ANNOTATE=1``: Cython's HTML annotation beside every module.
 """
 
