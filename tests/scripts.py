@@ -312,6 +312,7 @@ class Script:
         self.kept: list[Any] = []
         self.seq = 10_000
         self.ids = list(IDS)
+        self.ids_of: dict[int, list[str]] = {}
         self.together: list[bytes] | None = None
         self.sent: list[dict[str, Any]] = []
         self.asked: dict[int, set[int]] = {}
@@ -514,12 +515,12 @@ class Script:
     def packet(self, number: int) -> tuple[dict[str, Any], bool]:
         """A packet, and whether it is as it should be."""
         c = self.c
-        kind = c.below(10)
+        kind = c.below(12)
         if kind <= 1:
             key = c.one(sorted(STANDARD))
             group, element, data = key[:2], key[3:], self.leased(element_data(c, key))
-        elif kind <= 4:
-            group, element = c.one(["df", "df", "cf", "rm", "ed", "co", "mc"]), c.one(OWN)
+        elif kind <= 6:
+            group, element = c.one(["df", "df", "cf", "rm", "ed", "co", "mc"]), c.one([*OWN, *["later"] * 6])
             data = c.byte() if element in ("value", "odd") else c.one([1, 2, 3, None, "x", "own", 0, {"key": "a"}])
         else:
             group, element = (
@@ -542,6 +543,7 @@ class Script:
         if "two principals" in self.known:
             packet["id"] += self.principal(number)
         self.ids.append(packet["id"])
+        self.ids_of.setdefault(number, []).append(packet["id"])
         if not c.often(8) and damage(c, packet, 4):
             return packet, False
         self.sent.append(packet)
@@ -608,7 +610,7 @@ class Script:
         if number is None:
             return
         self.excused[number] |= self.asked[number] - set(self.fabric.answers[number])
-        payload = {"code": "PF499", "message": "m", "packet_id": c.one(self.ids[-8:])}
+        payload = {"code": "PF499", "message": "m", "packet_id": c.one(self.ids_of.get(number, self.ids)[-8:])}
         if not c.often(6):
             damage(c, payload, 2)
         self.send(number, {"type": "error", "seq": c.one([0, self.seq, self.seq - 1]), "payload": payload})

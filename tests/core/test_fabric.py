@@ -22,7 +22,7 @@ def held(data: bytes) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_every_table_is_in_order_after_every_step_and_empty_in_the_end(seed: int) -> None:
     generator = random.Random(seed)
-    for _ in range(8):
+    for _ in range(20):
         held(generator.randbytes(generator.choice([40, 120, 400])))
 
 
