@@ -4,7 +4,8 @@ Switches by environment:
 
 - ``PFCORE_DEBUG=1``: bounds, None and initialisation checks.
 - ``PFCORE_SANITIZE=1``: AddressSanitizer and UndefinedBehaviorSanitizer (clang).
-- ``PFCORE_FUZZ=1``: AddressSanitizer and libFuzzer's coverage counters (clang), for ``tools/fuzz``.
+- ``PFCORE_FUZZ=1``: AddressSanitizer, traps for undefined behaviour, and libFuzzer's coverage counters (clang), for
+  ``tools/fuzz``.
 - ``PFCORE_ANNOTATE=1``: Cython's HTML annotation beside every module.
 """
 
@@ -16,6 +17,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 MODULES = (
+    "clock",
     "scan",
     "ids",
     "reader",
@@ -37,6 +39,7 @@ MODULES = (
     "link",
     "loopback",
     "client",
+    "audit",
 )
 MODULES = tuple(m for m in MODULES if os.path.exists(f"pfcore/{m}.pyx"))
 
@@ -61,6 +64,8 @@ else:
 
     if FUZZ:
         flags = ["-fsanitize=address,fuzzer-no-link", "-fno-omit-frame-pointer"]
+        # undefined behaviour ends the process: its runtime, which would say more, is not there to be preloaded
+        flags += ["-fsanitize=undefined", "-fno-sanitize=function", "-fsanitize-trap=undefined"]
         compile_args += ["-O1", "-g", *flags]
         # the runtime is preloaded: atheris brings it
         link_args += ["-Wl,-z,undefs"]

@@ -1,5 +1,6 @@
-"""Writes a first corpus for a fuzz target: ``seeds.py codec|link DIRECTORY``."""
+"""Writes a first corpus for a fuzz target: ``seeds.py codec|link|fabric DIRECTORY``."""
 
+import random
 import sys
 from pathlib import Path
 
@@ -25,6 +26,9 @@ SCRIPTS += [
     b"\x00\x04\x81\x81ab",
 ]
 
-seeds = FRAMES if sys.argv[1] == "codec" else SCRIPTS
+# a gateway's script is choices; any bytes are one, and random ones reach far
+CHOICES = [random.Random(number).randbytes(60 + 20 * number) for number in range(40)]
+
+seeds = {"codec": FRAMES, "link": SCRIPTS, "fabric": CHOICES}[sys.argv[1]]
 for number, seed in enumerate(seeds):
     (Path(sys.argv[2]) / f"seed-{number}").write_bytes(seed)

@@ -10,6 +10,7 @@ from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from pfcore.budget cimport Account, shared_room
+from pfcore.clock cimport monotonic_ns as pf_monotonic_ns
 from pfcore.engine cimport Acceptor, Engine
 from pfcore.fair cimport FairQueue
 from pfcore.packets cimport Packet, new_packet
@@ -25,9 +26,6 @@ from pfcore.errors import PacketFlowError
 
 cdef extern from "bytes_ops.h" nogil:
     Py_ssize_t pf_count_values(const unsigned char* p, const unsigned char* end) noexcept
-
-cdef extern from "clock.h" nogil:
-    int64_t pf_monotonic_ns() noexcept
 
 cdef extern from "Python.h":
     ctypedef enum PySendResult:
@@ -1046,7 +1044,7 @@ cdef tuple _told_by(object error):
     """``(code, message, details)`` of a `PacketFlowError`, whatever somebody has put there."""
     try:
         code, message, details = error.code, error.message, error.details
-        if type(code) is not str or not 0 < len(code) <= MAX_CODE:
+        if type(code) is not str or not 0 < len(code) <= MAX_CODE or not (<str>code).isascii():
             code = "PF500"
         if not isinstance(message, str):
             message = str(message)

@@ -105,6 +105,7 @@ cdef class Engine(Canceller):
         object flush_now             # callable(): write what is ready; None without a connection
         readonly object member                # the switch's side of this link, None where nothing is handed on
         Account account              # who pays for what this peer causes; None: nobody counts (a reactor's side)
+        int64_t cap                  # submits that it may have at once, whatever it announces; 0: as it announces
         int64_t routed               # submits handed on to this peer and not yet answered: they share its window
         bint records                 # the acceptor wants to know how its packets are answered
         bint noting                  # the answer being written is one of them

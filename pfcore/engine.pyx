@@ -342,7 +342,8 @@ cdef class Engine(Canceller):
 
     cdef bint _room(self) noexcept:
         return (self.state == EngineState.OPEN and not self.paused and self.out.size < SEND_AHEAD
-                and (self.peer_window == 0 or self.sent() + self.routed < self.peer_window))
+                and (self.peer_window == 0 or self.sent() + self.routed < self.peer_window)
+                and (self.cap == 0 or self.sent() + self.routed < self.cap))
 
     cdef Reply submit(self, bytes address, object data, int priority, int64_t timeout_ms,
                       bytes packet_id, bytes extra, Want want, int64_t now, int retries=0):
@@ -640,6 +641,9 @@ cdef class Engine(Canceller):
             value = encode_value(data, self.max_depth - 2, "result")
         except InvalidPacket as error:
             return self.respond_error(seq, packet_id, n, "PF500", error.message, None, duration_ms)
+        except BaseException:
+            self.respond_error(seq, packet_id, n, "PF500", "interrupted", None, duration_ms)
+            raise
         return self.respond_value(seq, packet_id, n, value, duration_ms)
 
     cdef int respond_value(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
@@ -725,6 +729,9 @@ cdef class Engine(Canceller):
             value = encode_value(data, self.max_depth - 2, "result")
         except InvalidPacket as error:
             return self.finish_error(number, seq, "PF500", error.message, None, duration_ms)
+        except BaseException:
+            self.finish_error(number, seq, "PF500", "interrupted", None, duration_ms)
+            raise
         return self._finish(number, seq, value, None, duration_ms)
 
     cdef bint finish_error(self, int64_t number, int64_t seq, object code, object message, object details,

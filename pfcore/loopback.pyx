@@ -3,13 +3,11 @@
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t
 
+from pfcore.clock cimport monotonic_ns as pf_monotonic_ns
 from pfcore.engine cimport Engine, EngineState
 from pfcore.link cimport Link
 
 import time
-
-cdef extern from "clock.h" nogil:
-    int64_t pf_monotonic_ns() noexcept
 
 __all__ = ["Loopback"]
 

@@ -517,7 +517,7 @@ cdef class Switch(Acceptor):
 
     def set_window(self, Member member not None, int64_t window):
         """At most so many packets at once to this reactor, whatever it announces; 0: what it announces."""
-        member.cap = window
+        member.cap = member.engine.cap = window
         if window > 0 and (member.window > window or member.announced_window > window):
             member.window = window
         elif member.announced_window > 0:
@@ -1377,7 +1377,7 @@ cdef class Switch(Acceptor):
             head.home.pop()
             self._left_queue(head)
             self._send(head, member, None, now)
-        if member.unseen > 0 and self.queued > 0 and not member.gone:
+        if member.unseen > 0 and self.queued > 0 and member.room(True) and not member.draining and not member.gone:
             # it has been through a part of its routes only: the rest when the loop has had a turn
             self.behind[member] = None
             self._arm_at(now)

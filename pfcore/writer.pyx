@@ -140,9 +140,9 @@ cdef object encode_value(object data, int depth, str where):
             raise _not_json(where, "finite numbers only", "NaN or an infinity")
     except RecursionError:
         raise _not_json(where, f"at most {depth} levels of nesting", "more") from None
-    except InvalidPacket:
+    except (InvalidPacket, SystemExit, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
         # a value's own hooks may raise anything: it is this value's fault, and nobody else's
         raise InvalidPacket(f"{where}: {_text_of(error)}", where=where, expected="a value that JSON can hold") from error
     return encoded
@@ -152,7 +152,9 @@ cdef str _text_of(object error):
     """An exception's text, whatever it does when it is asked."""
     try:
         return str(error) or type(error).__name__
-    except Exception:
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException:
         return type(error).__name__
 
 
@@ -160,7 +162,7 @@ cdef bytes encode_error(object code, object message, object details, int depth):
     """An error object as JSON that any peer reads: whatever cannot be said is left out. Raises nothing of its parts."""
     cdef dict error
     try:
-        code = code if type(code) is str and 0 < len(code) <= MAX_CODE else "PF500"
+        code = code if type(code) is str and 0 < len(code) <= MAX_CODE and (<str>code).isascii() else "PF500"
         error = {"code": code, "message": message}
         if details is not None:
             error["details"] = details

@@ -50,6 +50,7 @@ def test_another_picows_is_refused_at_import() -> None:
 @pytest.mark.parametrize(
     "module",
     [
+        "clock",
         "scan",
         "ids",
         "buffers",
@@ -67,6 +68,7 @@ def test_another_picows_is_refused_at_import() -> None:
         "link",
         "loopback",
         "client",
+        "audit",
     ],
 )
 def test_every_core_module_is_compiled(module: str) -> None:
@@ -77,6 +79,7 @@ def test_every_core_module_is_compiled(module: str) -> None:
 
 ORDER = [
     "errors",
+    "clock",
     "scan",
     "ids",
     "buffers",
@@ -98,6 +101,7 @@ ORDER = [
     "link",
     "loopback",
     "client",
+    "audit",
 ]
 
 

@@ -52,7 +52,7 @@ def test_an_urgent_item_of_who_has_credit_goes_first() -> None:
 def test_work_that_cannot_be_cut_is_paid_for_afterwards() -> None:
     queue = FairQueue(quantum=100)
     slow, quick = account("slow"), account("quick")
-    for n in range(100):
+    for _ in range(100):
         queue.add("slow", slow, 5)
         queue.add("quick", quick, 5)
     taken = []

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packetflow.conformance.wire import messages
+from pfcore import clock
+from pfcore.audit import audit
 from pfcore.dispatch import Dispatcher, Handler
 from pfcore.engine import Engine
 from pfcore.flights import Principal
 from pfcore.switch import Switch
+from tests.scripts import KNOWN
+from tests.simulated import SimulatedLoop, simulated_time
 
 MS = 1_000_000
 SECOND = 1000 * MS
@@ -20,14 +26,23 @@ ALL = (1 << 64) - 1
 
 
 class Simulation:
-    """A switch and links that come, speak and go; `answers` has what each link was told, by seq."""
+    """A switch and links that come, speak and go; `answers` has what each link was told, by seq.
 
-    def __init__(self) -> None:
+    `loop`: one in simulated time, for handlers that suspend; without it only plain functions run.
+    """
+
+    def __init__(self, loop: SimulatedLoop | None = None) -> None:
         self.now = 1000 * SECOND
-        self.dispatcher = Dispatcher()
+        self.loop = loop
+        self.suspended: list[asyncio.Future[Any]] = []
+        self.dispatcher = Dispatcher(concurrency=3, max_queue=4)
         self.dispatcher.register(Handler("df", "own", lambda data: data))
         self.dispatcher.register(Handler("df", "fails", lambda data: 1 / 0))
-        self.dispatcher.start(None)
+        if loop is not None:
+            for group in ("df", "cf", "mc"):
+                self.dispatcher.register(Handler(group, "later", self.later))
+            self.dispatcher.register(Handler("co", "later", self.later, free=True))
+        self.dispatcher.start(loop)
         self.switch = Switch(self.dispatcher, lambda key: (ALL, ALL, ALL), aliases={"df:tr": "df:transform"})
         self.switch.start(0)
         self.switch.handlers_changed()
@@ -36,6 +51,55 @@ class Simulation:
         self.answers: dict[int, list[dict[str, Any]]] = {}
         self.work: dict[int, list[dict[str, Any]]] = {}
         self.count = 0
+        self.inner: list[Engine] = []
+        if loop is not None:
+            inner = Engine(client=False, acceptor=self.switch)
+            self.switch.admit(inner, Principal("gateway", 1, 63), ())
+            inner.connected(self.now)
+            self.switch.join(inner)
+            self.switch.set_inner(inner)
+            self.inner.append(inner)
+
+    async def later(self, data: Any) -> Any:
+        future = asyncio.get_running_loop().create_future()
+        self.suspended.append(future)
+        return await future
+
+    def resume(self, place: int, how: str) -> None:
+        """A suspended handler returns, raises, or is cancelled from within."""
+        future = self.suspended.pop(place % len(self.suspended))
+        if future.done():
+            return
+        if how == "return":
+            future.set_result("done")
+        elif how == "raise":
+            future.set_exception(KeyError("late"))
+        else:
+            future.cancel()
+        self.run(lambda: None)
+        self.collect()
+
+    def run(self, function: Callable[[], Any]) -> None:
+        """Calls it, inside the loop where there is one, and runs what follows from it."""
+        if self.loop is None:
+            function()
+            return
+        raised: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                function()
+            except BaseException as error:  # noqa: BLE001 - it is raised below
+                raised.append(error)
+
+        self.loop.call_soon(call)
+        self.loop.settle()
+        if raised:
+            raise raised[0]
+
+    def audit(self, *, at_rest: bool = False) -> None:
+        tasks = asyncio.all_tasks(self.loop) if self.loop is not None else ()
+        assert audit(self.switch, tasks=tasks, at_rest=at_rest) == []
 
     def join(self, handles: list[str] | None = None, principal: int = 2, window: int = 4096) -> int:
         self.count += 1
@@ -50,14 +114,18 @@ class Simulation:
 
     def leave(self, link: int) -> None:
         engine = self.links.pop(link)
-        engine.disconnected("gone", self.now)
-        self.switch.leave(engine, self.now)
-        engine.close("PF502", "gone")
+
+        def gone() -> None:
+            engine.disconnected("gone", self.now)
+            self.switch.leave(engine, self.now)
+            engine.close("PF502", "gone")
+
+        self.run(gone)
         self.collect()
 
     def tell(self, link: int, message: dict[str, Any] | bytes) -> None:
         payload = message if isinstance(message, bytes) else json.dumps(message).encode()
-        self.links[link].receive_message(payload, self.now)
+        self.run(lambda: self.links[link].receive_message(payload, self.now))
         self.collect()
 
     def collect(self) -> None:
@@ -73,7 +141,9 @@ class Simulation:
     def submit(self, link: int, packet_id: str, element: str = "work", **fields: Any) -> int:
         seq = len(self.asked[link]) + 1
         self.asked[link].add(seq)
-        packet = {"version": "1.0", "id": packet_id, "group": "df", "element": element, "data": 1, "priority": 5}
+        group, _, element = ("df:" + element).rpartition(":")
+        group = group[-2:]
+        packet = {"version": "1.0", "id": packet_id, "group": group, "element": element, "data": 1, "priority": 5}
         self.tell(link, {"type": "submit", "seq": seq, "payload": packet | fields})
         return seq
 
@@ -85,10 +155,16 @@ class Simulation:
 
     def pass_time(self, seconds: float) -> None:
         self.now += int(seconds * SECOND)
-        for engine in list(self.links.values()):
-            engine.heard(self.now)
-            engine.advance(self.now)
-        self.switch.advance(self.now)
+        if self.loop is not None:
+            clock.simulate(self.now)
+
+        def due() -> None:
+            for engine in (*self.links.values(), *self.inner):
+                engine.heard(self.now)
+                engine.advance(self.now)
+            self.switch.advance(self.now)
+
+        self.run(due)
         self.collect()
 
 
@@ -134,7 +210,7 @@ STEP = st.one_of(
     st.tuples(st.just("join"), st.sampled_from([None, ["df:work"], ["df:work", "df:transform"], []])),
     st.tuples(st.just("leave"), st.integers(0, 9)),
     st.tuples(
-        st.just("submit"), st.integers(0, 9), IDS, st.sampled_from(["work", "own", "fails", "tr", "none"]),
+        st.just("submit"), st.integers(0, 9), IDS, st.sampled_from(["work", "own", "fails", "tr", "none", "later", "cf:later", "mc:later", "co:later"]),
         st.sampled_from([None, {"retry": 2}, {"retry": True}]), st.lists(IDS, max_size=2),
         st.sampled_from([None, 50, 5000]), st.integers(1, 10), st.integers(1, 3),
     ),
@@ -144,16 +220,29 @@ STEP = st.one_of(
     st.tuples(st.just("window"), st.integers(0, 9), st.integers(1, 3)),
     st.tuples(st.just("time"), st.sampled_from([0.01, 0.2, 6.0])),
     st.tuples(st.just("drain"), st.integers(0, 9)),
+    st.tuples(st.just("resume"), st.integers(0, 9), st.sampled_from(["return", "raise", "cancel"])),
 )  # fmt: skip
 
 
 def play(steps: list[tuple[Any, ...]]) -> None:
     """Runs a script; in the end every submit of a link that stayed has its one answer, or was cancelled."""
-    sim = Simulation()
+    loop = SimulatedLoop()
+    with simulated_time(stride=0):
+        try:
+            play_in(Simulation(loop), steps)
+        finally:
+            for task in asyncio.all_tasks(loop):
+                task.cancel()
+            loop.settle()
+            loop.close()
+
+
+def play_in(sim: Simulation, steps: list[tuple[Any, ...]]) -> None:
     excused: dict[int, set[int]] = {}
     sim.join()
     sim.join(["df:work"])
     for step in steps:
+        sim.audit()
         kind, *rest = step
         links = sorted(sim.links)
         link = links[rest[0] % len(links)] if links and isinstance(rest[0], int) else None
@@ -161,12 +250,17 @@ def play(steps: list[tuple[Any, ...]]) -> None:
             sim.join(rest[0], principal=2 + sim.count % 2)
         elif kind == "time":
             sim.pass_time(rest[0])
+        elif kind == "resume":
+            if sim.suspended:
+                sim.resume(rest[0], rest[1])
         elif link is None:
             continue
         elif kind == "leave":
             sim.leave(link)
         elif kind == "submit":
             _, packet_id, element, metadata, needs, timeout, priority, data = rest
+            if "later" in element and "two principals" in KNOWN:
+                packet_id += sim.links[link].member.principal.name
             sim.submit(link, packet_id, element, metadata=metadata, dependencies=needs, timeout_ms=timeout,
                        priority=priority, data=data)  # fmt: skip
         elif kind == "answer" and sim.work[link]:
@@ -183,6 +277,8 @@ def play(steps: list[tuple[Any, ...]]) -> None:
             sim.switch.drain_member(next(m for m in sim.switch.links if m.engine is sim.links[link]))
     for _ in range(4):
         sim.pass_time(40)
+        sim.audit()
+    sim.audit(at_rest=True)
     assert sim.switch.in_flight == 0
     assert sim.switch.queued == 0
     assert all(member.outstanding == 0 and member.submitted == 0 for member in sim.switch.links)
