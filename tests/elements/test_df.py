@@ -61,7 +61,7 @@ async def test_what_is_not_acknowledged_comes_again_and_at_last_goes_to_the_dead
 
 async def test_consumers_wait_for_items(hub: Gateway, client: Reactor) -> None:
     waiting = asyncio.ensure_future(consume(client, "later"))
-    await until(lambda: hub._elements.lines.waiting("stream", "later\0default") == 1)  # type: ignore[union-attr]
+    await until(lambda: hub._elements.lines.waiting("stream", ("later", "default")) == 1)  # type: ignore[union-attr]
     await client.stream("later").produce("now")
     assert [item["data"] for item in await waiting] == ["now"]
     assert (await refused(consume(client, "later", wait_ms=10))).code == "PF408"
@@ -175,10 +175,10 @@ async def test_transform_refuses_what_is_not_valid(client: Reactor, data: dict[s
         ("a[", "Incomplete"),
         ("x" * 1025, "1,024 bytes"),
         ("[" * 33 + "@" + "]" * 33, "deeper than 32"),
-        ("|".join(["[@,@]"] * 26), "nodes"),
+        ("|".join(["[@,@]"] * 26), "steps of evaluation"),
         ("|".join(["[@,@][]"] * 22), "steps"),
         ("join('', [@,@])|" * 24 + "@", "characters"),
-        ("to_string(" + "[@,@]|" * 25 + "@)", "nodes"),
+        ("to_string(" + "[@,@]|" * 25 + "@)", "steps of evaluation"),
         ("to_number('1e999')", "JSON"),
         ("&a", "JSON"),
         ("nothing(@)", "Unknown function"),
