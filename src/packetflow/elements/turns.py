@@ -126,7 +126,7 @@ class Turns:
         self._numbers = itertools.count()
         # how much the account that had least has had: those who come are not owed what they did not ask for
         self._had = 0.0
-        self._idle_since = 0.0
+        self._idle_since = clock()
         self._debts: dict[Account, float] = {}  # of accounts that do not wait just now
         self._closed = False
 
@@ -161,6 +161,7 @@ class Turns:
         if queue is not None:
             return  # measured in its round
         self._debts[account] = max(self._had, self._debts.get(account, 0.0)) + seconds
+        self._idle_since += seconds  # what is owed does not wear off by being made
         if len(self._debts) > MAX_DEBTS:
             self._forget()
 
@@ -182,7 +183,9 @@ class Turns:
         if queue is None:
             if not self._order:
                 # what is owed wears off while nobody waits
-                self._had += max(0.0, self._clock() - self._idle_since)
+                now = self._clock()
+                self._had += max(0.0, now - self._idle_since)
+                self._idle_since = now
             queue = _Queue(account, max(self._had, self._debts.pop(account, 0.0)))
             self._queues[account] = queue
             heapq.heappush(self._order, (queue.had, next(self._numbers), queue))
