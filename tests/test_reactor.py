@@ -439,6 +439,23 @@ async def test_a_slow_handler_is_named_in_a_warning(gateway: Gateway, reactor: R
     assert "df:sluggish kept the event loop for 1" in caplog.text
 
 
+async def test_a_slow_handler_that_raises_is_named_and_answered(
+    gateway: Gateway, reactor: Reactor, caplog: Any
+) -> None:
+    import time
+
+    @gateway.register("df", "sluggish")
+    async def sluggish(data: Any) -> None:
+        await asyncio.sleep(0)
+        time.sleep(0.12)
+        raise ValueError("too late")
+
+    for _ in range(3):
+        result = await reactor.submit({"group": "df", "element": "sluggish"})
+        assert result.error == {"code": "PF500", "message": "too late"}
+    assert "df:sluggish kept the event loop for 1" in caplog.text
+
+
 # -- tasks and contexts of handlers
 
 

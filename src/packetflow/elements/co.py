@@ -133,7 +133,8 @@ async def sync(call: Call, request: Sync) -> Any:
         end = await _wait_for_end(call, "barrier", key, name, request.wait_ms)
     except asyncio.CancelledError:
         late = call.runtime.alarms.now() >= call.deadline - 0.001
-        call.runtime.spawn(_break(call, name, generation, "PF408" if late else "PF502"))
+        if barrier.generation == generation:
+            call.runtime.spawn(_break(call, name, generation, "PF408" if late else "PF502"))
         raise
     except PacketTimeout:
         await _break(call, name, generation, "PF408")
@@ -547,7 +548,8 @@ async def vote(call: Call, request: Vote) -> Any:
         await call.turn()
         return end
     except asyncio.CancelledError:
-        call.runtime.spawn(_withdraw(call, name, ballot, voter, call))
+        if ballot.end is None:
+            call.runtime.spawn(_withdraw(call, name, ballot, voter, call))
         raise
     except PacketTimeout:
         await _withdraw(call, name, ballot, voter)

@@ -34,6 +34,7 @@ __all__ = ["ELEMENTS"]
 
 MAX_DELIVERIES = 5
 MAX_CONSUMED = 10_000
+MAX_PRODUCED = 10_000
 MAX_CONSUMERS = 1000
 MAX_LOOKS = 1000
 """Items that are due again and looked at for one answer."""
@@ -134,6 +135,8 @@ async def produce(call: Call, request: Produce) -> Any:
     bounds = call.bounds
     _readers(call)
     count = len(request.items)
+    if count > MAX_PRODUCED:
+        raise InvalidPacket(f"items: expected at most {MAX_PRODUCED:,} in one packet, got {count:,}")
     size = sum(map(len, request.items)) + 100 * count
     if count > bounds.stream_items or size > bounds.stream_bytes:
         raise InvalidPacket(
@@ -498,24 +501,63 @@ async def in_parallel(call: Call, count: int, one: Callable[[int], Any], concurr
     """``[await one(0), ...]``, at most `concurrency` at once; the first failure ends all."""
     if not 1 <= concurrency <= 1024:
         raise InvalidPacket(f"concurrency: expected 1 to 1,024, got {concurrency:,}")
-    call.hold(LANE_BYTES * min(concurrency, count) + 16 * count)
+    width = min(concurrency, count)
+    call.hold(LANE_BYTES * width + 16 * count)
     results: list[Any] = [None] * count
     places = iter(range(count))
+    lanes: list[asyncio.Future[None]] = []
+    first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    running = 0
 
     async def lane() -> None:
+        # each begins the next when its turn has come: a thousand at once were no small piece of work
+        await call.turn()
+        begin()
         for place in places:
             results[place] = await one(place)
 
-    lanes = [asyncio.ensure_future(lane()) for _ in range(min(concurrency, count))]
+    def begin() -> None:
+        nonlocal running
+        if len(lanes) < width and not first.done():
+            running += 1
+            lanes.append(asyncio.ensure_future(lane()))
+            lanes[-1].add_done_callback(ended)
+
+    def ended(lane: asyncio.Future[None]) -> None:
+        nonlocal running
+        running -= 1
+        error = None if lane.cancelled() else lane.exception()
+        if first.done():
+            return
+        if error is not None:
+            first.set_exception(error)
+        elif not running:
+            first.set_result(None)
+
+    begin()
     try:
-        await asyncio.gather(*lanes)
+        if count:
+            await first
     finally:
-        for running in lanes:
-            running.cancel()
-        if not all(running.done() for running in lanes):
-            # what they hold is this packet's, and goes with it
-            await asyncio.wait(lanes)
+        first.cancel()
+        await _cancel_all(call, [lane for lane in lanes if not lane.done()])
     return results
+
+
+async def _cancel_all(call: Call, tasks: list[asyncio.Future[None]]) -> None:
+    """Cancels many, in turns, and returns when they have ended: what they hold is this packet's, and goes with it."""
+    if not tasks:
+        return
+    todo = iter(tasks)
+    try:
+        for place, task in enumerate(todo):
+            task.cancel()
+            if place % 16 == 15:
+                await call.turn()
+    finally:
+        for task in todo:  # cancelled in between, or the gateway has ended
+            task.cancel()
+    await asyncio.wait(tasks)
 
 
 ELEMENTS = (produce, consume, transform, reduce)

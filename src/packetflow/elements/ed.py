@@ -69,12 +69,17 @@ async def signal(call: Call, request: Signal) -> Any:
     event = event_of(name, payload)
     context = {"event": event, "input": event, "prev": event, "results": {}}
     refused = 0
-    for reaction in _taking_turns(matching):
+    for place, reaction in enumerate(_taking_turns(matching)):
         await call.turn()
         if reaction.ended:
             continue
         try:
             call.check_steps(1)
+        except PacketFlowError as error:
+            refused += len(matching) - place
+            log.info("%d reactions to %r: %s", len(matching) - place, name, error)
+            break
+        try:
             reaction.send(context, call.depth, call.cause)
             delivered += 1
         except PacketFlowError as error:
