@@ -332,7 +332,7 @@ async def test_watching_the_cache(hub: Gateway, client: Reactor) -> None:
     assert await watching == [("Ada", True), (None, False)]
 
 
-@pytest.mark.parametrize(("value", "by"), [(1e308, 1e308), (-1.7e308, -1e308), (2**63 - 1, 1), (1e308, 2**53)])
+@pytest.mark.parametrize(("value", "by"), [(1e308, 1e308), (-1.7e308, -1e308), (1e308, 2**53)])
 async def test_a_sum_that_is_no_number_any_more(client: Reactor, value: Any, by: Any) -> None:
     version = await client.cache.set("n", value)
     found = await client.submit({"group": "rm", "element": "cache", "data": {"op": "incr", "key": "n", "by": by}})
@@ -341,6 +341,11 @@ async def test_a_sum_that_is_no_number_any_more(client: Reactor, value: Any, by:
         return
     assert found.error["code"] == "PF400"
     assert (await client.cache.entry("n")) == (value, version, True)
+
+
+async def test_integers_stay_exact(client: Reactor) -> None:
+    await client.cache.set("n", 2**64)
+    assert await client.cache.incr("n", 1) == 2**64 + 1
 
 
 async def test_a_fence_grows_when_the_gateway_starts_anew() -> None:

@@ -417,20 +417,23 @@ async def test_many_alarms_leave_the_loop_to_others_in_between() -> None:
 async def test_a_lease_is_paid_for_until_it_ends() -> None:
     alarms = Alarms(asyncio.get_running_loop())
     account = Account("user", 2000)
-    leases = Leases(alarms, asyncio.ensure_future)
+    leases = Leases(alarms, lambda coroutine, account: asyncio.ensure_future(coroutine()))
     holder = Session("key", "name")
 
     async def end(lease: Any) -> None:
         pass
 
-    leases.check_room(account)
+    leases.check_room(account, holder, 2)
     lease = leases.grant("lock", "k", 7, holder, 100, end, account=account)
     with pytest.raises(Overloaded, match="max_principal_bytes"):
-        leases.check_room(account)
+        leases.check_room(account, holder, 2)
     await leases.free(lease)
     assert account.held == 0
     leases.grant("lock", "k", 7, holder, 100, end, account=account)
     leases.grant("lock", "l", 8, holder, 100, end)
     leases.end_principal(7)
     assert (account.held, len(leases)) == (0, 1)
+    leases.grant("lock", "m", 8, holder, 100, end)
+    with pytest.raises(Overloaded, match="2 leases"):
+        leases.check_room(account, holder, 2)
     alarms.close()

@@ -6,8 +6,9 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Iterable
-from itertools import zip_longest
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -27,6 +28,52 @@ MIN_DELAY_MS = 10
 MAX_DELAY_MS = 366 * 86_400_000
 
 
+class _Group:
+    """The reactions of one owner to one pattern."""
+
+    __slots__ = ("account", "reactions")
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.reactions: dict[_Reaction, None] = {}
+
+
+class _Reactions:
+    """All reactions, by pattern and owner."""
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str, Account], _Group] = {}
+        self._patterns: Patterns[_Group] = Patterns()
+
+    def __bool__(self) -> bool:
+        return bool(self._groups)
+
+    def add(self, reaction: _Reaction) -> None:
+        key = (reaction.pattern, reaction.account)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = _Group(reaction.account)
+            self._patterns.add(reaction.pattern, group)
+        group.reactions[reaction] = None
+
+    def remove(self, reaction: _Reaction) -> None:
+        key = (reaction.pattern, reaction.account)
+        group = self._groups[key]
+        del group.reactions[reaction]
+        if not group.reactions:
+            del self._groups[key]
+            self._patterns.remove(reaction.pattern, group)
+
+    def match(self, name: str) -> list[_Group]:
+        """Those of all patterns that a name fits."""
+        return self._patterns.match(name)
+
+    @staticmethod
+    def of(call: Call) -> _Reactions:
+        found: _Reactions = call.runtime.rooms.setdefault("reactions", _Reactions())
+        return found
+
+
 class _Reaction(Standing):
     """A step at every match of a pattern."""
 
@@ -35,12 +82,12 @@ class _Reaction(Standing):
     def __init__(self, call: Call, reaction_id: str, step: Step, pattern: str) -> None:
         super().__init__(call, "reaction", reaction_id, step)
         self.pattern = pattern
-        self._reactions: Patterns[_Reaction] = call.runtime.rooms.setdefault("reactions", Patterns())
-        self._reactions.add(pattern, self)
+        self._reactions = _Reactions.of(call)
+        self._reactions.add(self)
 
     def end(self) -> None:
         if not self.ended:
-            self._reactions.remove(self.pattern, self)
+            self._reactions.remove(self)
         super().end()
 
 
@@ -56,28 +103,28 @@ async def signal(call: Call, request: Signal) -> Any:
     """To every reaction and watcher."""
     name = check_name("event", request.event)
     check_size(call, "payload", request.payload)
-    reactions: Patterns[_Reaction] = call.runtime.rooms.setdefault("reactions", Patterns())
     call.hold(len(request.payload))
     payload = msgspec.Raw(bytes(request.payload))
     watched = call.runtime.watched
     watched.check_room("event", name, len(payload), call.stored)
     delivered = await watched.note("event", name, {"event": name, "payload": payload}, len(payload), call.stored)
-    matching = reactions.match(name)
-    if not matching:
+    groups = _Reactions.of(call).match(name)
+    if not groups:
         return {"delivered": delivered}
-    call.hold(len(payload) + 16 * len(matching))
+    call.hold(len(payload) + 100 * len(groups))
+    count = sum([len(group.reactions) for group in groups])
     event = event_of(name, payload)
     context = {"event": event, "input": event, "prev": event, "results": {}}
     refused = 0
-    for place, reaction in enumerate(_taking_turns(matching)):
+    for place, reaction in enumerate(_taking_turns(groups, call.bounds.steps)):
         await call.turn()
         if reaction.ended:
             continue
         try:
             call.check_steps(1)
         except PacketFlowError as error:
-            refused += len(matching) - place
-            log.info("%d reactions to %r: %s", len(matching) - place, name, error)
+            refused += max(1, count - place)
+            log.info("%d reactions to %r: %s", count - place, name, error)
             break
         try:
             reaction.send(context, call.depth, call.cause)
@@ -94,13 +141,24 @@ def event_of(name: str, payload: Any) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode({"name": name, "payload": payload}))
 
 
-def _taking_turns(reactions: Iterable[_Reaction]) -> Iterable[_Reaction]:
-    """One of each owner after another: a bound that is reached is not reached by one's many."""
-    by_owner: dict[Account, list[_Reaction]] = {}
-    for reaction in reactions:
-        by_owner.setdefault(reaction.account, []).append(reaction)
-    for row in zip_longest(*by_owner.values()):
-        yield from (reaction for reaction in row if reaction is not None)
+def _taking_turns(groups: Iterable[_Group], most: int) -> Iterator[_Reaction]:
+    """One of each owner after another, at most so many of each: a bound is not reached by one's many alone."""
+    by_owner: dict[Account, list[_Group]] = {}
+    for group in groups:
+        by_owner.setdefault(group.account, []).append(group)
+    owners = deque(_reactions_of(one, most) for one in by_owner.values())
+    while owners:
+        reaction = next(owners[0], None)
+        if reaction is None:
+            owners.popleft()
+        else:
+            owners.rotate(-1)
+            yield reaction
+
+
+def _reactions_of(groups: list[_Group], most: int) -> Iterator[_Reaction]:
+    for group in groups:
+        yield from list(islice(group.reactions, most))  # as they are when their turn comes
 
 
 class Watch(Request):

@@ -29,6 +29,7 @@ PAGE = 1000
 POOL_S = 86_400.0
 POOL_BYTES = 64
 LOCK_BYTES = 64
+MAX_SUM = 10**308
 FILLING_BYTES = 512
 
 
@@ -67,7 +68,7 @@ async def alloc(call: Call, request: Alloc) -> Any:
 
     async def attempt() -> Any:
         session = call.session
-        runtime.leases.check_room(call.account)
+        runtime.leases.check_room(call.account, session, call.bounds.leases)
         try:
             entry = await call.update("pool", name, take, size=POOL_BYTES, owner=call.stored)
         except _NotFree:
@@ -197,7 +198,7 @@ async def _acquire(call: Call, key: str, ttl: float, wait_ms: int | None) -> Lea
         try:
             # the version is the fence: it grows with every grant, of this key and all others
             session = call.session
-            runtime.leases.check_room(call.account)
+            runtime.leases.check_room(call.account, session, call.bounds.leases)
             entry = await call.store.put(
                 "lock", key, {"reactor": session.name}, version=0, size=LOCK_BYTES, owner=call.stored
             )
@@ -317,10 +318,11 @@ async def _incr(call: Call, key: str, request: Cache, ttl: float | None) -> Any:
             after = before + by
         except OverflowError:
             after = math.inf
-        if not (math.isfinite(after) if isinstance(after, float) else abs(after) < 2**63):
+        if not (math.isfinite(after) if isinstance(after, float) else abs(after) < MAX_SUM):
             raise InvalidPacket(f"key {key!r}: the sum is larger than a number may be")
         try:
-            value = msgspec.Raw(msgspec.json.encode(after))
+            # integers stay exact, however long
+            value = msgspec.Raw(str(after).encode() if isinstance(after, int) else msgspec.json.encode(after))
             return await _set(call, key, value, entry.version if entry is not None else 0, ttl)
         except VersionMismatch:
             continue

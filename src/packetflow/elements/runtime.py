@@ -102,7 +102,7 @@ class Bounds:
     references, some 0.2 µs each. `nesting` of elements; `waiters` of a name; `names`
     of a kind; `value` and `cache`: bytes of a value, and of all that is cached;
     `stream_items`, `stream_bytes`: of one stream; `timers`: timers and reactions of
-    a link.
+    a link; `leases`: of a link.
     """
 
     steps: int = 1000
@@ -115,6 +115,7 @@ class Bounds:
     stream_items: int = 100_000
     stream_bytes: int = 64 * 1_048_576
     timers: int = 10_000
+    leases: int = 10_000
     result_bytes: int = 16 * 1_048_576
     evaluation_steps: int = 5_000_000
 
@@ -241,7 +242,7 @@ class Runtime:
         """Pays for packets of anonymous links that had gone before they began."""
         self.store: Store = (store or self._memory)(self.alarms)
         self.lines = Lines(loop, self.bounds.waiters)
-        self.leases = Leases(self.alarms, self.spawn)
+        self.leases = Leases(self.alarms, self._later)
         self.watched = Watched(self.store, self.lines, self.alarms, self.spawn, self.bounds.names)
         self.standing: dict[tuple[int, str, str], Standing] = {}
         """Timers and reactions, by principal, kind and id."""
@@ -306,6 +307,9 @@ class Runtime:
             if key[0] == principal.number:
                 standing.end()
         self.leases.end_principal(principal.number)
+
+    def _later(self, coroutine: Callable[[], Any], account: Account | None) -> None:
+        self.turns.when(account or self.orphans, lambda: self.spawn(coroutine()))
 
     def spawn(self, coroutine: Any) -> asyncio.Task[Any]:
         """Runs what nobody waits for; its failure is logged."""

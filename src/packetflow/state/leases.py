@@ -51,12 +51,15 @@ class Lease:
 class Leases:
     """The leases of a gateway. `end` of a lease runs once, in whichever of the three ways it ends.
 
-    `spawn`: runs what ends a lease whose time is over, or whose holder is gone.
+    `later`: runs what ends a lease whose time is over, or whose holder is gone, soon
+    and out of the account that paid for it: there may be many at once.
     """
 
-    def __init__(self, alarms: Alarms, spawn: Callable[[Coroutine[Any, Any, Any]], object]) -> None:
+    def __init__(
+        self, alarms: Alarms, later: Callable[[Callable[[], Coroutine[Any, Any, Any]], Account | None], object]
+    ) -> None:
         self._alarms = alarms
-        self._spawn = spawn
+        self._later = later
         self._leases: dict[str, Lease] = {}
 
     def __len__(self) -> int:
@@ -83,8 +86,10 @@ class Leases:
         return lease
 
     @staticmethod
-    def check_room(account: Account) -> None:
-        """Raises `Overloaded` where the account cannot pay for a lease."""
+    def check_room(account: Account, session: Session, most: int) -> None:
+        """Raises `Overloaded` where the account cannot pay for a lease, or the session has so many already."""
+        if session.count("lease") >= most:
+            raise Overloaded(f"{most:,} leases are this reactor's, the most that may", details={"retry_after_ms": 1000})
         if not account.may(LEASE_BYTES):
             raise Overloaded(account.refusal(LEASE_BYTES), details={"retry_after_ms": 1000})
 
@@ -114,7 +119,7 @@ class Leases:
 
     def _lapse(self, lease: Lease) -> None:
         if self._take(lease):
-            self._spawn(lease._end(lease))  # type: ignore[arg-type]
+            self._later(lambda: lease._end(lease), lease.account)  # type: ignore[arg-type, return-value]
 
     def _take(self, lease: Lease) -> bool:
         if self._leases.pop(lease.id, None) is None:
