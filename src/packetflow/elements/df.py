@@ -38,6 +38,8 @@ MAX_PRODUCED = 10_000
 MAX_CONSUMERS = 1000
 MAX_LOOKS = 1000
 """Items that are due again and looked at for one answer."""
+PREPAID = 16
+"""So many of those are paid for with the consumer's name: a stream can be read however full the account is."""
 PENDING_BYTES = 320
 """What an item takes that was given out and is not acknowledged yet."""
 ITEM_BYTES = 200
@@ -90,7 +92,7 @@ class _Progress:
     @property
     def size(self) -> int:
         """Bytes that it takes."""
-        return 300 + PENDING_BYTES * len(self.pending)
+        return 300 + PENDING_BYTES * max(PREPAID, len(self.pending))
 
 
 class _Readers:
@@ -257,10 +259,12 @@ async def _take(call: Call, stream: str, consumer: str, request: Consume) -> lis
     entry = await call.store.get("consumer", key_of(stream, consumer))
     progress: _Progress = entry.value if entry is not None else _Progress()
     length, _, _ = await call.store.extent("stream", stream)
-    more = PENDING_BYTES * min(request.max, length)
-    if call.stored is not None and not call.stored.may(more):
-        # before anything is given out
-        raise full(StoreFull(call.stored.refusal(more)))
+    fresh = min(request.max, length)  # so many new ones at most
+    prepaid = max(0, PREPAID - len(progress.pending))
+    more = PENDING_BYTES * (fresh - prepaid)
+    refused = fresh > prepaid and call.stored is not None and not call.stored.may(more)
+    if refused:
+        fresh = prepaid
     now = call.runtime.alarms.now()
     due = now + request.redeliver_after_ms / 1000
     items: list[dict[str, Any]] = []
@@ -288,8 +292,9 @@ async def _take(call: Call, stream: str, consumer: str, request: Consume) -> lis
         progress.give(item, deliveries + 1, due)
         items.append({"id": item, "data": data, "deliveries": deliveries + 1})
         room -= len(data) + 60
-    while len(items) < request.max and room > 0:
-        found = await call.store.read("stream", stream, progress.cursor, min(100, request.max - len(items)))
+    fresh = min(fresh, request.max - len(items))
+    while fresh > 0 and room > 0:
+        found = await call.store.read("stream", stream, progress.cursor, min(100, fresh))
         if not found:
             break
         for item, data in found:
@@ -298,7 +303,11 @@ async def _take(call: Call, stream: str, consumer: str, request: Consume) -> lis
             progress.cursor = item
             progress.give(item, 1, due)
             items.append({"id": item, "data": data, "deliveries": 1})
+            fresh -= 1
             room -= len(data) + 60
+    if refused and not items and not changed and call.stored is not None:
+        if await call.store.read("stream", stream, progress.cursor, 1):
+            raise full(StoreFull(call.stored.refusal(more)))
     if items or changed:
         await _keep(call, stream, consumer, progress, entry, must=True)
     if buried:

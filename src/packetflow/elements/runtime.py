@@ -672,14 +672,30 @@ class Call:
 
     async def step(self, step: Step, context: Mapping[str, Any] | None, place: int | str) -> msgspec.Raw:
         """The data of a step, JSON; its failure is this packet's, with the place of the step."""
+        # as `result_of`, without a coroutine more: workflows are made of this
+        turns = self.runtime.turns
+        if turns.spent(self.account):
+            await turns.next(self.account)
         try:
-            result = await self.result_of(step, context)
+            packet = self.build(step, context)
+            reply = self.submit(packet)
+            self.begun += 1
+            try:
+                result = await reply
+            except PacketFlowError as error:
+                if error.code in NEVER_RAN:
+                    self.begun -= 1
+                raise
+            finally:
+                self.runtime.nests.pop(packet.id, None)
         except PacketFlowError as error:
             raise step_failed(step, place, error.code, error.message, error.details) from None
         if result.ok:
             data: msgspec.Raw = result.data
             return data
         failed = result.error or {}
+        if failed.get("code") in NEVER_RAN:
+            self.begun -= 1
         raise step_failed(step, place, failed.get("code", "PF500"), failed.get("message", ""), failed.get("details"))
 
 
@@ -697,12 +713,15 @@ class Results:
     def came(self, data: msgspec.Raw, name: str | None) -> None:
         """A step's data: `prev` from now on, and `name` in `results`."""
         size = RESULT_BYTES + len(data)
-        self._call.keep(size)
-        self._call.lose(self._previous)
+        # the one before leaves, and that of the same name
+        change = size - self._previous - (self._named.get(name, 0) if name is not None else 0)
+        if change > 0:
+            self._call.keep(change)
+        elif change < 0:
+            self._call.lose(-change)
         self.values["prev"] = data
         self._previous = size
         if name is not None:
-            self._call.lose(self._named.get(name, 0))
             self._named[name] = size
             self._previous = 0
             self.values["results"][name] = data
