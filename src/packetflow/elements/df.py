@@ -305,9 +305,9 @@ async def _take(call: Call, stream: str, consumer: str, request: Consume) -> lis
             items.append({"id": item, "data": data, "deliveries": 1})
             fresh -= 1
             room -= len(data) + 60
-    if refused and not items and not changed and call.stored is not None:
-        if await call.store.read("stream", stream, progress.cursor, 1):
-            raise full(StoreFull(call.stored.refusal(more)))
+    waits = refused and not items and not changed
+    if waits and call.stored is not None and await call.store.read("stream", stream, progress.cursor, 1):
+        raise full(StoreFull(call.stored.refusal(more)))
     if items or changed:
         await _keep(call, stream, consumer, progress, entry, must=True)
     if buried:

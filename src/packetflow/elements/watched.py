@@ -50,6 +50,7 @@ class Watched:
         self._max_patterns = max_patterns
         self._patterns: dict[str, Patterns[str]] = {"event": Patterns(), "key": Patterns()}
         self._kept: dict[tuple[str, str], _Pattern] = {}
+        self._owned: dict[Account, int] = {}  # who watched first -> how many
 
     def check_room(self, kind: str, name: str, size: int, owner: Account | None) -> None:
         """Raises `Overloaded` where the owner cannot pay for what would be noted: before anything has happened."""
@@ -78,13 +79,18 @@ class Watched:
         kept = self._kept.get((kind, pattern))
         now = self._store.revision()
         if kept is None:
-            if len(self._kept) >= self._max_patterns:
+            most = self._max_patterns
+            if owner is not None and 2 * self._owned.get(owner, 0) > len(self._kept):
+                most -= self._max_patterns >> 3  # as names of the store: the last eighth is for others
+            if len(self._kept) >= most:
                 raise Overloaded(
-                    f"{self._max_patterns:,} names are watched already, the most that may",
+                    f"{len(self._kept):,} names are watched already, the most that may",
                     details={"retry_after_ms": 1000},
                 )
             if owner is not None and not owner.charge(PATTERN_BYTES):
                 raise Overloaded(owner.refusal(PATTERN_BYTES), details={"retry_after_ms": 1000})
+            if owner is not None:
+                self._owned[owner] = self._owned.get(owner, 0) + 1
             kept = self._kept[kind, pattern] = _Pattern(now, owner)
             self._patterns[kind].add(pattern, pattern)
         kept.until = self._alarms.now() + KEPT
@@ -120,6 +126,9 @@ class Watched:
         del self._kept[kind, pattern]
         if kept.owner is not None:
             kept.owner.release(PATTERN_BYTES)
+            self._owned[kept.owner] -= 1
+            if not self._owned[kept.owner]:
+                del self._owned[kept.owner]
         self._patterns[kind].remove(pattern, pattern)
         self._spawn(self._store.forget(kind, pattern))
 
@@ -131,4 +140,5 @@ class Watched:
             if kept.owner is not None:
                 kept.owner.release(PATTERN_BYTES)
         self._kept.clear()
+        self._owned.clear()
         self._patterns = {"event": Patterns(), "key": Patterns()}
