@@ -465,6 +465,7 @@ def expand(value: Any, context: Mapping[str, Any] | View) -> Any:
     todo: list[Any] = [root]
     while todo:
         inside = todo.pop()
+        view.pay(len(inside))
         items = enumerate(inside) if isinstance(inside, list) else list(inside.items())
         for place, one in items:
             if isinstance(one, dict):
@@ -491,6 +492,7 @@ class _Inserted:
     def of(self, text: Any) -> Any:
         if not isinstance(text, str):
             raise InvalidPacket('reference: expected {"$": "expression"}, found something else than a text')
+        self._view.pay(2)
         before = self._view.meter.spent
         value = self._view.of(text)
         # what was evaluated has been counted by its nodes; what goes in as it is counts by its length
