@@ -116,9 +116,26 @@ async def test_what_ran_without_waiting_is_owed(clock: Clock) -> None:
     turns.took(heavy, 10 * SLICE)
     for account in (heavy, light, light, light):
         turns.when(account, lambda account=account: order.append(account.name))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    while len(order) < 4:
+        await asyncio.sleep(0)
     assert order == ["light", "light", "light", "heavy"]
+
+
+async def test_who_had_a_long_piece_rests_while_others_get_on(clock: Clock) -> None:
+    """One whose work comes piece by piece, one an iteration, is not behind a long piece of another's each time."""
+    turns = Turns(asyncio.get_running_loop(), clock)
+    long, short = accounts("long", "short")
+    done: list[Any] = []
+    tasks = [asyncio.ensure_future(worker(turns, clock, long, 10 * SLICE, 100, done)) for _ in range(5)]
+    await asyncio.sleep(0)
+    began = clock.now
+    for _ in range(40):
+        await worker(turns, clock, short, SLICE / 100, 1, done)
+        await asyncio.sleep(0)  # an answer that comes with the next iteration
+    assert clock.now - began < 12 * 10 * SLICE
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
 
 
 async def test_waiters_are_resumed_in_their_own_context(clock: Clock) -> None:

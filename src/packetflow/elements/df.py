@@ -548,7 +548,8 @@ async def in_parallel(call: Call, count: int, one: Callable[[int], Any], concurr
         if count:
             await first
     finally:
-        first.cancel()
+        if not first.cancel() and not first.cancelled():
+            first.exception()  # said, or not wanted any more
         await _cancel_all(call, [lane for lane in lanes if not lane.done()])
     return results
 

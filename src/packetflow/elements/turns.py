@@ -6,7 +6,9 @@ iteration of the loop is not used up and nobody waits, that is one look at the
 clock. Whoever waits stands in the queue of his account, and is resumed by the
 next round, which is one slice long: always the first of the account that has
 had least time so far. What a piece of work took is measured, so an account whose
-pieces are long has fewer of them. It knows nothing of packets.
+pieces are long has fewer of them; after one that was longer than the slice it
+rests for as many iterations of the loop, so that others get on in between: where
+there are none, those pass in no time. It knows nothing of packets.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ log = logging.getLogger("packetflow.elements")
 SLICE = 0.001
 """Seconds of an iteration of the loop that the elements' work may take."""
 MAX_DEBTS = 4096
+MAX_REST = 16
+"""Iterations of the loop that an account rests at most after a long piece of work."""
 
 
 class Turn:
@@ -128,6 +132,8 @@ class Turns:
         self._had = 0.0
         self._idle_since = clock()
         self._debts: dict[Account, float] = {}  # of accounts that do not wait just now
+        self._rounds = 0
+        self._resting: dict[Account, int] = {}  # until which round
         self._closed = False
 
     def __len__(self) -> int:
@@ -136,7 +142,7 @@ class Turns:
 
     def spent(self, account: Account) -> bool:
         """Must a piece of this account's work wait for its turn?"""
-        if self._order:
+        if self._queues or (self._resting and self._resting.get(account, 0) > self._rounds):
             return True
         now = self._clock()
         if self._round is None:
@@ -157,6 +163,7 @@ class Turns:
 
     def took(self, account: Account, seconds: float) -> None:
         """A piece of work that did not wait for its turn took so long."""
+        self._rest(account, seconds)
         queue = self._queues.get(account)
         if queue is not None:
             return  # measured in its round
@@ -164,6 +171,10 @@ class Turns:
         self._idle_since += seconds  # what is owed does not wear off by being made
         if len(self._debts) > MAX_DEBTS:
             self._forget()
+
+    def _rest(self, account: Account, seconds: float) -> None:
+        if seconds > SLICE:
+            self._resting[account] = self._rounds + min(MAX_REST, int(seconds / SLICE)) + 1
 
     def close(self) -> None:
         """Nobody's turn comes any more."""
@@ -181,7 +192,7 @@ class Turns:
     def _enter(self, account: Account, one: Turn | Callable[[], object]) -> None:
         queue = self._queues.get(account)
         if queue is None:
-            if not self._order:
+            if not self._queues:
                 # what is owed wears off while nobody waits
                 now = self._clock()
                 self._had += max(0.0, now - self._idle_since)
@@ -197,13 +208,22 @@ class Turns:
     def _serve(self) -> None:
         """A round: one slice of work, then the rest of the loop."""
         self._round = None
+        self._rounds += 1
+        if self._resting:
+            self._resting = {account: until for account, until in self._resting.items() if until > self._rounds}
+            if not self._order:
+                self._round = self._loop.call_soon(self._serve)
         if not self._order:
             return
+        resting: list[tuple[float, int, _Queue]] = []
         now = self._clock()
         self._ends = now + SLICE
         self._round = self._loop.call_soon(self._serve)
         while self._order and now < self._ends:
             had, _, queue = self._order[0]
+            if queue.account in self._resting:
+                resting.append(heapq.heappop(self._order))
+                continue
             self._had = max(self._had, had)
             one = queue.waiting.popleft()
             try:
@@ -217,6 +237,7 @@ class Turns:
             finally:
                 before, now = now, self._clock()
                 queue.had += now - before
+                self._rest(queue.account, now - before)
                 if self._order and self._order[0][2] is queue:
                     if queue.waiting:
                         heapq.heapreplace(self._order, (queue.had, next(self._numbers), queue))
@@ -224,6 +245,8 @@ class Turns:
                         heapq.heappop(self._order)
                         del self._queues[queue.account]
                         self._debts[queue.account] = queue.had
+        for entry in resting:
+            heapq.heappush(self._order, entry)
         if not self._order:
             self._idle_since = now
             self._forget()
