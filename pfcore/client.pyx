@@ -82,7 +82,7 @@ cdef class Submitter:
         address.encoded = <void*>encoded
         return encoded
 
-    def submit(self, packet, *, retry=0):
+    def submit(self, packet, *, retry=0, bint raw=False):
         """Submits a packet; await the `Reply` for its `Result`.
 
         `packet`: a `Packet`, or a mapping with ``group``, ``element`` and, where
@@ -92,14 +92,15 @@ cdef class Submitter:
         (PF429, PF502, PF503), until its deadline: 0 to 100, True for 10
         (default 0: at most once). The `Result` tells success or error; awaiting
         raises only if there is no answer: `PacketTimeout`, `ConnectionLost`.
+        `raw`: the `Result`'s data is a `msgspec.Raw`, JSON as it came (default: decoded).
         Raises at once: `InvalidPacket`, `TooLarge`, `Overloaded`, `Conflict`.
         """
         cdef Packet checked = packet_from(packet)
         cdef Link link = self.ready_link()
         return link.submitted(link.engine.submit(
             packet_address(checked), checked.data, checked.priority, check_timeout(checked.timeout_ms),
-            checked.id.encode(), encode_extra(checked, link.engine.max_depth, check_retry(retry)), Want.WANT_RESULT,
-            link.present(), check_retry(retry)))
+            checked.id.encode(), encode_extra(checked, link.engine.max_depth, check_retry(retry)),
+            Want.WANT_RAW if raw else Want.WANT_RESULT, link.present(), check_retry(retry)))
 
     def call(self, group, element, data=None, *, priority=5, timeout_ms=None, retry=0):
         """Submits a packet; await the `Reply` for what its handler returned.

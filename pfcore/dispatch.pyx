@@ -187,6 +187,7 @@ cdef class Worker:
         """What the handler yields next, or `_ENDED`."""
         cdef PyObject* out = NULL
         cdef PySendResult status
+        cdef object raised = None
         cdef int64_t began
         if self.inner is None:
             if self.retired:
@@ -200,13 +201,15 @@ cdef class Worker:
             return first
         began = pf_monotonic_ns()
         status = PyIter_Send(<PyObject*>self.inner, <PyObject*>value, &out)
+        if status == PYGEN_ERROR:
+            raised = pf_take_error()  # before anything else is called
         if pf_monotonic_ns() - began > SLOW and self.job is not None:
             self.dispatcher._tell_slow(self.job.handler, pf_monotonic_ns() - began)
         if status == PYGEN_NEXT:
             return pf_steal(out)
         if status == PYGEN_RETURN:
             return self._finished(pf_steal(out), None)
-        return self._finished(None, pf_take_error())
+        return self._finished(None, raised)
 
     def throw(self, kind, value=None, traceback=None):
         if value is None:

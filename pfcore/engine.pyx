@@ -1,5 +1,7 @@
 """One connection's rules without I/O or clock. See ``engine.pxd`` for states and call order."""
 
+import msgspec
+
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t
@@ -21,6 +23,7 @@ from pfcore.reader cimport (
     MAX_CAPABILITIES,
     FrameReader,
     MessageType,
+    decode_span,
 )
 from pfcore.writer cimport (
     encode_error,
@@ -41,6 +44,8 @@ from pfcore.errors import InvalidPacket, exception_for
 from pfcore.pending import PendingFull
 
 __all__ = ["Engine"]
+
+cdef object _Raw = msgspec.Raw
 
 cdef enum:
     MILLISECOND = 1000000        # ns
@@ -534,7 +539,8 @@ cdef class Engine(Canceller):
         else:
             value = new_result(
                 reader.id.p, reader.id.n, reader.success,
-                reader.decode(F_DATA) if reader.success else None,
+                None if not reader.success else decode_span(
+                    &reader.fields[<int>F_DATA], _Raw if reply.want == Want.WANT_RAW else None),
                 None if reader.success else reader.decode(F_ERROR), reader.duration_ms)
         slot = table.find_seq(reply.seq)
         if slot < 0 or <object>table.entries[slot].waiter is not reply:

@@ -39,6 +39,20 @@ cdef class Principal:
     def __repr__(self):
         return f"<Principal {self.name!r}>"
 
+    def spend_many(self, int64_t n, int64_t now):
+        """`n` submits more, at once: may it? None is counted where it may not. `now`: ns, as the switch's clock.
+
+        More than `burst` may pass where all of that is there: the rest is owed.
+        """
+        if self.rate <= 0:
+            return True
+        self.tokens = min(self.burst, self.tokens + <double>(now - self.filled) * 1e-9 * self.rate)
+        self.filled = now
+        if self.tokens < min(<double>n, self.burst):
+            return False
+        self.tokens -= n
+        return True
+
     cdef bint spend(self, int64_t now) noexcept:
         """One submit more: may it?"""
         self.tokens = min(self.burst, self.tokens + <double>(now - self.filled) * 1e-9 * self.rate)
@@ -47,10 +61,6 @@ cdef class Principal:
             return False
         self.tokens -= 1
         return True
-
-    def may_spend(self, int64_t now):
-        """One submit more at `now` (ns): may it? Counts it; always True without a rate."""
-        return self.rate <= 0 or self.spend(now)
 
 
 @cython.final

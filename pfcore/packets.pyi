@@ -1,6 +1,8 @@
 from collections.abc import Sequence
 from typing import Any, Final, Literal, final
 
+import msgspec
+
 __all__ = [
     "MAX_ELEMENT_LENGTH",
     "MAX_ID_LENGTH",
@@ -25,7 +27,7 @@ class Packet:
         priority: int | None = None,
         timeout_ms: int | None = None,
         dependencies: Sequence[str] | None = None,
-        metadata: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | msgspec.Raw | None = None,
         id: str | None = None,
         version: str = "1.0",
     ) -> None: ...
@@ -47,6 +49,8 @@ class Packet:
     def dependencies(self) -> tuple[str, ...]: ...
     @property
     def metadata(self) -> dict[str, Any] | None: ...
+    @property
+    def raw_metadata(self) -> msgspec.Raw | None: ...
     def __eq__(self, other: object) -> bool: ...
     def __hash__(self) -> int: ...
 

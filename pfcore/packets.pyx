@@ -52,6 +52,8 @@ cdef str _VERSION = "1.0"
 cdef str _SUCCESS = "success"
 cdef str _ERROR = "error"
 cdef object _decode = msgspec.json.Decoder().decode
+cdef object _encode = msgspec.json.Encoder().encode
+cdef object _Raw = msgspec.Raw
 
 
 @cython.final
@@ -77,7 +79,11 @@ cdef class Packet:
         check_timeout(timeout_ms)
         self.timeout_ms = timeout_ms
         self.dependencies = _check_dependencies(dependencies)
-        if metadata is not None and not isinstance(metadata, dict):
+        if type(metadata) is _Raw:  # JSON that the caller has checked
+            metadata = bytes(metadata)
+            if not (<bytes>metadata).startswith(b"{"):
+                raise invalid("metadata", "an object (dict)", metadata)
+        elif metadata is not None and not isinstance(metadata, dict):
             raise invalid("metadata", "an object (dict)", metadata)
         self._metadata = metadata
         self.id = _new_id() if id is None else _check_id("id", id)
@@ -89,6 +95,13 @@ cdef class Packet:
         if type(self._metadata) is bytes:
             self._metadata = _decode(self._metadata)
         return self._metadata
+
+    @property
+    def raw_metadata(self):
+        """The packet's own object as `msgspec.Raw`, not decoded, or None."""
+        if self._metadata is None:
+            return None
+        return _Raw(self._metadata if type(self._metadata) is bytes else _encode(self._metadata))
 
     def __eq__(self, other):
         if type(other) is not Packet:

@@ -26,6 +26,7 @@ cdef enum ReplyState:
 cdef enum Want:
     WANT_DATA = 0                # `call`: the data, or the error's exception
     WANT_RESULT = 1              # `submit`: the Result, whatever its status
+    WANT_RAW = 2                 # the same, its data as msgspec.Raw: the JSON as it came, a copy
 
 # Who can take a submit back; the engine.
 cdef class Canceller:

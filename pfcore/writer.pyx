@@ -361,7 +361,8 @@ cdef bytes encode_extra(Packet packet, int depth, int retries):
     if retries > 0:
         put_literal(out, b',"metadata":')
         put_value(out, encode_value({**(packet.metadata or {}), "retry": retries}, depth - 2, "metadata"))
-    elif packet.metadata is not None:
+    elif packet._metadata is not None:
         put_literal(out, b',"metadata":')
-        put_value(out, encode_value(packet.metadata, depth - 2, "metadata"))
+        put_value(out, encode_value(
+            _Raw(packet._metadata) if type(packet._metadata) is bytes else packet._metadata, depth - 2, "metadata"))
     return out.take()

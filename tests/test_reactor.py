@@ -9,6 +9,7 @@ import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
 import packetflow
@@ -431,11 +432,41 @@ async def test_handlers_that_keep_the_loop_take_turns_with_it() -> None:
         assert time.perf_counter() - urgent > 0.1  # most of the 200 ms came after it
 
 
+async def test_a_results_data_as_json(gateway: Gateway, reactor: Reactor) -> None:
+    gateway.register("df", "echo", lambda data: data)
+    gateway.register("df", "nothing", lambda data: None)
+    data = {"big": 12345678901234567890123, "é": [1.0, None]}
+    result = await reactor.submit({"group": "df", "element": "echo", "data": data}, raw=True)
+    assert isinstance(result.data, msgspec.Raw)
+    assert msgspec.json.decode(result.data) == data
+    nothing = await reactor.submit({"group": "df", "element": "nothing"}, raw=True)
+    assert bytes(nothing.data) == b"null"
+    failed = await reactor.submit({"group": "df", "element": "unknown"}, raw=True)
+    assert (failed.data, failed.error["code"]) == (None, "PF001")
+
+
 async def test_a_slow_handler_is_named_in_a_warning(gateway: Gateway, reactor: Reactor, caplog: Any) -> None:
     import time
 
     gateway.register("df", "sluggish", lambda data: time.sleep(0.12))
     await reactor.call("df", "sluggish")
+    assert "df:sluggish kept the event loop for 1" in caplog.text
+
+
+async def test_a_slow_handler_that_raises_is_named_and_answered(
+    gateway: Gateway, reactor: Reactor, caplog: Any
+) -> None:
+    import time
+
+    @gateway.register("df", "sluggish")
+    async def sluggish(data: Any) -> None:
+        await asyncio.sleep(0)
+        time.sleep(0.12)
+        raise ValueError("too late")
+
+    for _ in range(3):
+        result = await reactor.submit({"group": "df", "element": "sluggish"})
+        assert result.error == {"code": "PF500", "message": "too late"}
     assert "df:sluggish kept the event loop for 1" in caplog.text
 
 

@@ -608,3 +608,16 @@ def test_packets_and_results_show_and_compare() -> None:
     assert packet != 5
     with pytest.raises(AttributeError):
         packet.group = "cf"  # type: ignore[misc]
+
+
+def test_metadata_may_stay_json() -> None:
+    raw = msgspec.Raw(b'{"key":"k",  "big":12345678901234567890123}')
+    packet = Packet("df", "x", metadata=raw, id="i")
+    assert bytes(packet.raw_metadata or b"") == bytes(raw)
+    assert bytes(raw) in encode_message("submit", 1, packet)
+    assert packet.metadata == {"key": "k", "big": 12345678901234567890123}
+    assert Packet("df", "x").raw_metadata is None
+    with pytest.raises(InvalidPacket, match="metadata: expected an object"):
+        Packet("df", "x", metadata=msgspec.Raw(b"[1]"))
+    with pytest.raises(InvalidPacket):
+        encode_message("submit", 1, Packet("df", "x", metadata=msgspec.Raw(b'{"no json')))

@@ -294,3 +294,18 @@ def play_in(sim: Simulation, steps: list[tuple[Any, ...]]) -> None:
 @settings(max_examples=300)
 def test_every_submit_ends_once_whatever_comes_and_goes(steps: list[tuple[Any, ...]]) -> None:
     play(steps)
+
+
+def test_many_submits_at_once_are_counted_all_or_not_at_all() -> None:
+    second = 1_000_000_000
+    principal = Principal("user", 2, 1, rate=10, burst=20)
+    now = 100 * second
+    assert principal.spend_many(15, now)
+    assert not principal.spend_many(6, now)
+    assert principal.spend_many(5, now), "nothing was counted for those that were refused"
+    # more than ever are there at once: allowed with all that there is, and owed
+    assert not principal.spend_many(50, now + second)
+    assert principal.spend_many(50, now + 2 * second)
+    assert not principal.spend_many(1, now + 5 * second)
+    assert principal.spend_many(1, now + 5 * second + second // 5)
+    assert Principal("free", 3, 1).spend_many(1_000_000, now)

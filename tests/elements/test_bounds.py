@@ -106,3 +106,71 @@ async def test_without_the_elements() -> None:
         Reactor(gateway.endpoint) as client,
     ):
         assert (await refused(client.call("cf", "seq", {"steps": []}))).code == "PF001"
+
+
+# ---------------------------------------------------------------- bytes
+
+
+async def test_what_is_stored_is_its_principals_until_it_leaves() -> None:
+    async with (
+        Gateway("ws://127.0.0.1:0/packetflow/v1", max_stored_principal_bytes=25_000) as gateway,
+        Reactor(gateway.endpoint) as client,
+    ):
+        stored = gateway._principals.anonymous.stored
+        assert stored is not None
+        await client.stream("s").produce(*["x" * 1000] * 10)
+        await client.call("df", "consume", {"stream": "s", "max": 0})
+        gateway._elements.watched.keep("event", "watched")  # type: ignore[union-attr]
+        for group, element, data in (
+            ("df", "produce", {"stream": "s", "items": ["x" * 1000] * 10, "wait_ms": 0}),
+            ("rm", "cache", {"op": "set", "key": "k", "value": "x" * 15_000}),
+            ("ed", "signal", {"event": "watched", "payload": "x" * 15_000}),
+        ):
+            error = await refused(client.call(group, element, data))
+            assert (error.code, "max_stored_principal_bytes" in error.message) == ("PF429", True)
+        # the cache makes room of its owner's own
+        for n in range(100):
+            await client.cache.set(f"k{n}", "x" * 100)
+        assert 10_000 < stored.held <= 25_000
+        # what another has stored is not in the way, nor is this in his
+        await gateway.stream("own").produce(*["x" * 1000] * 10)
+        items = (await client.call("df", "consume", {"stream": "s"}))["items"]
+        await client.call("df", "consume", {"stream": "s", "max": 0, "ack": [item["id"] for item in items]})
+        for n in range(100):
+            await client.cache.delete(f"k{n}")
+        assert stored.held < 9000, "a consumer's name is left, and a pattern that is watched"
+
+
+async def test_what_is_held_is_the_links_until_it_ends() -> None:
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1", max_principal_bytes=1_000_000) as gateway:
+        gateway.register("df", "echo", lambda data: data)
+        async with Reactor(gateway.endpoint) as client, Reactor(gateway.endpoint) as other:
+            react = {
+                "group": "ed",
+                "element": "react",
+                "data": {"event": "e", "packet": step("df", "echo", "x" * 50_000)},
+            }
+            made = 0
+            while (result := await client.submit(react)).ok:
+                made += 1
+            assert (result.error["code"], "max_principal_bytes" in result.error["message"]) == ("PF429", True)
+            assert 5 < made < 25
+            # nobody else notices
+            assert await other.call("cf", "seq", seq(ECHO, ECHO)["data"]) == 1
+            gateway._elements.end_principal(gateway._principals.anonymous)  # type: ignore[union-attr]
+            await until(lambda: not gateway._elements.standing)  # type: ignore[union-attr]
+            await client.react("e", step("df", "echo", "x" * 50_000))
+
+
+async def test_so_many_leases_a_link() -> None:
+    async with (
+        Gateway("ws://127.0.0.1:0/packetflow/v1", elements=Bounds(leases=2)) as gateway,
+        Reactor(gateway.endpoint) as client,
+    ):
+        lease = await client.pool("p", capacity=9).alloc()
+        await client.call("rm", "lock", {"key": "k"})
+        for what in (client.call("rm", "lock", {"key": "l"}), client.pool("p").alloc()):
+            error = await refused(what)
+            assert (error.code, "2 leases" in error.message) == ("PF429", True)
+        await lease.free()
+        await client.call("rm", "lock", {"key": "l"})

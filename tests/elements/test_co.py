@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from packetflow import Gateway, Reactor
-from packetflow.elements import Bounds, gather, step
+from packetflow import Access, Gateway, Identity, Reactor, Role
+from packetflow.conformance.wire import Peer
+from packetflow.elements import Bounds, co, gather, step
+from packetflow.gateway import hash_token
 from tests.elements.conftest import refused, until
 
 
@@ -237,3 +239,103 @@ async def test_so_many_may_wait_for_a_name() -> None:
         assert (error.code, "2 wait" in error.message) == ("PF429", True)
         await client.gate("g").open()
         await asyncio.gather(*held)
+
+
+# ---------------------------------------------------------------- reactors that announce nothing
+
+
+async def unlisted(hub: Gateway, answers: Any) -> Peer:
+    """A reactor that announces nothing, and answers what `answers` makes of a packet."""
+    peer = await Peer.connect(hub.endpoint)
+    peer.answering = asyncio.ensure_future(_answer(peer, answers))  # type: ignore[attr-defined]
+    return peer
+
+
+async def _answer(peer: Peer, answers: Any) -> None:
+    while True:
+        submit = await peer.message("submit")
+        packet = submit["payload"]
+        result = {"packet_id": packet["id"], "duration_ms": 0, **answers(packet)}
+        await peer.send({"type": "result", "seq": submit["seq"], "payload": result})
+
+
+def refuses(packet: dict[str, Any]) -> dict[str, Any]:
+    return {"status": "error", "error": {"code": "PF001", "message": "no handler"}}
+
+
+async def test_those_who_announce_nothing_are_asked_and_one_who_refuses_is_no_entry(
+    hub: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Reactor(hub.endpoint, name="client") as client, Reactor(hub.endpoint, name="listed") as listed:
+        listed.register("df", "where", lambda data: "listed")
+        await until(lambda: hub.switch.reactors_for("df:where"))
+        yes = await unlisted(hub, lambda packet: {"status": "success", "data": "unlisted"})
+        no = await unlisted(hub, refuses)
+        asked = [one for one in hub.switch.links if not one.listed and one.principal.number == 0]
+        assert len(asked) == 2
+        monkeypatch.setattr(hub._inside, "reactors_for", lambda key: [*hub.switch.reactors_for(key), *asked])
+        told = await client.call("co", "broadcast", {"packet": step("df", "where")})
+        assert told["delivered"] == 2
+        assert sorted(entry["data"] for entry in told["results"]) == ["listed", "unlisted"]
+        # three were asked: the majority is one of the two who handle it
+        decided = await client.poll("df", "where", need=1)
+        assert decided["decided"] is True
+        same = await client.call("co", "vote", {"packet": step("df", "where"), "need": 2})
+        assert (same["decided"], sum(count for _, count in same["tally"])) == (False, 2)
+        monkeypatch.setattr(hub._inside, "reactors_for", lambda key: [asked[1]])
+        for element in ("broadcast", "vote"):
+            assert (await refused(client.call("co", element, {"packet": step("df", "where")}))).code == "PF001"
+        for peer in (yes, no):
+            peer.answering.cancel()  # type: ignore[attr-defined]
+            peer.close()
+
+
+# ---------------------------------------------------------------- much of it
+
+
+async def test_votes_are_each_read_once(hub: Gateway, client: Reactor, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+    plain = co._plain
+    monkeypatch.setattr(co, "_plain", lambda value: read.append(value) or plain(value))
+    results = await votes(client, "v", [f"choice {n % 7}" for n in range(100)], need=90)
+    assert results[0]["decided"] is False
+    assert len(read) == 100
+
+
+async def test_the_choices_of_a_ballot_fit_an_answer() -> None:
+    async with (
+        Gateway("ws://127.0.0.1:0/packetflow/v1", elements=Bounds(value=1000)) as hub,
+        Reactor(hub.endpoint) as client,
+    ):
+        first = asyncio.ensure_future(client.vote("v", "a" * 600, 3))
+        await until(lambda: waiting(hub, "ballot") == 1)
+        error = await refused(client.vote("v", "b" * 600, 3))
+        assert (error.code, "1,000" in error.message) == ("PF413", True)
+        assert (await client.vote("v", "a" * 600, 3))["decided"] is True
+        await first
+        party = asyncio.ensure_future(client.barrier("b", 3).wait("a" * 600))
+        await until(lambda: waiting(hub, "barrier") == 1)
+        error = await refused(client.barrier("b", 3).wait("a" * 600))
+        assert (error.code, "1,000" in error.message) == ("PF413", True)
+        await asyncio.gather(client.barrier("b", 3).wait("b"), client.barrier("b", 3).wait("c"))
+        await party
+
+
+async def test_what_was_read_by_all_is_kept_no_more(hub: Gateway, client: Reactor) -> None:
+    await asyncio.gather(*(client.barrier("b", 5).wait(n) for n in range(5)))
+    await votes(client, "v", ["a", "a", "a"], need=3)
+    store: Any = hub._elements.store  # type: ignore[union-attr]
+    await until(lambda: not store.names("barrier end") and not store.names("ballot end"))
+
+
+async def test_two_principals_may_vote_with_packets_of_one_id() -> None:
+    role = Role("user", submit=("*:*",))
+    identities = [Identity(name, "user", tokens=(hash_token(name),)) for name in ("a", "b")]
+    async with (
+        Gateway("ws://127.0.0.1:0/packetflow/v1", access=Access.of([role], identities)) as hub,
+        Reactor(hub.endpoint, token="a") as one,
+        Reactor(hub.endpoint, token="b") as two,
+    ):
+        packet = {"group": "co", "element": "vote", "id": "mine", "data": {"ballot": "v", "choice": 1, "voters": 2}}
+        results = await asyncio.gather(one.submit(packet), two.submit(packet))
+        assert [result.data["tally"] for result in results] == [[[1, 2]], [[1, 2]]]

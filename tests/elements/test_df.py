@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from packetflow import Gateway, Reactor
@@ -61,7 +63,7 @@ async def test_what_is_not_acknowledged_comes_again_and_at_last_goes_to_the_dead
 
 async def test_consumers_wait_for_items(hub: Gateway, client: Reactor) -> None:
     waiting = asyncio.ensure_future(consume(client, "later"))
-    await until(lambda: hub._elements.lines.waiting("stream", "later\0default") == 1)  # type: ignore[union-attr]
+    await until(lambda: hub._elements.lines.waiting("stream", ("later", "default")) == 1)  # type: ignore[union-attr]
     await client.stream("later").produce("now")
     assert [item["data"] for item in await waiting] == ["now"]
     assert (await refused(consume(client, "later", wait_ms=10))).code == "PF408"
@@ -175,10 +177,10 @@ async def test_transform_refuses_what_is_not_valid(client: Reactor, data: dict[s
         ("a[", "Incomplete"),
         ("x" * 1025, "1,024 bytes"),
         ("[" * 33 + "@" + "]" * 33, "deeper than 32"),
-        ("|".join(["[@,@]"] * 26), "nodes"),
+        ("|".join(["[@,@]"] * 26), "steps of evaluation"),
         ("|".join(["[@,@][]"] * 22), "steps"),
         ("join('', [@,@])|" * 24 + "@", "characters"),
-        ("to_string(" + "[@,@]|" * 25 + "@)", "nodes"),
+        ("to_string(" + "[@,@]|" * 25 + "@)", "steps of evaluation"),
         ("to_number('1e999')", "JSON"),
         ("&a", "JSON"),
         ("nothing(@)", "Unknown function"),
@@ -252,3 +254,49 @@ async def test_a_reactors_handler_takes_the_place_of_a_df_element(hub: Gateway, 
     assert await client.call("df", "transform", 1) == "the gateway's"
     hub.unregister("df", "transform")
     assert await run(client, transform(1, expression="@")) == 1
+
+
+async def test_names_that_hold_what_keys_are_made_of(client: Reactor, hub: Gateway) -> None:
+    """No stream's consumers are another's, whatever they are called, and no message shows what they are kept under."""
+    await client.call("df", "produce", {"stream": "a", "items": [1]})
+    for stream, consumer in (("a", "b\0c"), ("a\0b", "c"), ("a:b", "c"), ("1:a", "b")):
+        await client.call("df", "consume", {"stream": stream, "consumer": consumer, "max": 0})
+    found = await client.call("df", "consume", {"stream": "a", "consumer": "b\0c"})
+    await client.call("df", "consume", {"stream": "a", "consumer": "b\0c", "max": 0, "ack": [found["items"][0]["id"]]})
+    assert await hub._elements.store.extent("stream", "a") == (0, 0, 0)  # type: ignore[union-attr]
+    for group, element, data in (
+        ("df", "consume", {"stream": "a", "consumer": "b", "wait_ms": 0}),
+        ("co", "sync", {"barrier": "a", "parties": 2, "wait_ms": 0}),
+        ("co", "vote", {"ballot": "a", "choice": 1, "voters": 2, "wait_ms": 0}),
+    ):
+        error = await refused(client.call(group, element, data))
+        assert error.code == "PF408"
+        assert "'a'" in error.message
+
+
+async def test_merging_many_and_sums_beyond_all_measure(client: Reactor) -> None:
+    merged = await client.call("df", "reduce", {"input": [{f"k{n}": n} for n in range(5000)], "op": "merge"})
+    assert len(merged) == 5000
+    for data in ({"input": [1e308, 1e308], "op": "sum"}, {"input": [10**400, 1], "op": "avg"}):
+        assert (await refused(client.call("df", "reduce", msgspec.Raw(json.dumps(data).encode())))).code == "PF400"
+    error = await refused(client.call("df", "reduce", {"input": [0] * 200_000, "op": "sum"}))
+    assert (error.code, "steps" in error.message) == ("PF400", True)
+    assert await client.call("df", "reduce", {"input": [0] * 20_000, "op": "count"}) == 20_000
+
+
+async def test_many_items_that_are_due_again(client: Reactor, hub: Gateway) -> None:
+    await client.call("df", "produce", {"stream": "s", "items": list(range(3000))})
+    data = {"stream": "s", "max": 1000, "redeliver_after_ms": 1}
+    first = [item for _ in range(3) for item in (await client.call("df", "consume", data))["items"]]
+    assert sorted({item["data"] for item in first}) == list(range(len({item["data"] for item in first})))
+    seen: set[int] = set()
+    while len(seen) < 3000:
+        items = (await client.call("df", "consume", {**data, "redeliver_after_ms": 60_000}))["items"]
+        assert not seen & {item["data"] for item in items}
+        seen |= {item["data"] for item in items}
+    assert (await refused(client.call("df", "consume", {**data, "wait_ms": 0}))).code == "PF408"
+
+
+async def test_too_many_acknowledged_at_once(client: Reactor) -> None:
+    error = await refused(client.call("df", "consume", {"stream": "s", "ack": [1] * 10_001}))
+    assert (error.code, "10,000" in error.message) == ("PF400", True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packetflow.elements.expressions import compile_expression, expand, is_packet, truth
+from packetflow.elements import expressions
+from packetflow.elements.expressions import MAX_STEPS, Meter, View, compile_expression, expand, is_packet, truth
 from packetflow.errors import InvalidPacket
 
 JSON = st.recursive(
@@ -129,3 +131,114 @@ def test_an_expression_is_bounded_in_length() -> None:
         compile_expression("a" * 1025)
     with pytest.raises(InvalidPacket, match="1,024 bytes"):
         compile_expression('"' + "é" * 512 + '"')
+
+
+RAW = st.dictionaries(st.sampled_from(["input", "prev", "item", "event"]), JSON, max_size=4)
+
+
+@given(
+    st.lists(PIECES, max_size=25).map("".join)
+    | st.sampled_from(["input", "results.a", "results.*", "@.prev.a", "results.b[0]"]),
+    RAW,
+    st.dictionaries(st.sampled_from("ab"), JSON),
+)
+def test_a_context_of_json_gives_what_one_of_values_does(
+    text: str, values: dict[str, Any], results: dict[str, Any]
+) -> None:
+    def raw(value: Any) -> msgspec.Raw:
+        return msgspec.Raw(msgspec.json.encode(value))
+
+    view = View(
+        {
+            **{name: raw(value) for name, value in values.items()},
+            "index": 3,
+            "results": {name: raw(value) for name, value in results.items()},
+        },
+        Meter(),
+    )
+    try:
+        expected = compile_expression(text).of({**values, "index": 3, "results": results})
+    except InvalidPacket:
+        with pytest.raises(InvalidPacket):
+            view.plain(text)
+        return
+    assert view.plain(text) == expected
+    assert view.holds(text) == truth(expected)
+
+
+def cost(text: str, value: Any) -> int:
+    """Steps that an expression takes of a value; all there are where it is refused."""
+    meter = Meter()
+    try:
+        compile_expression(text).of(value, meter)
+    except InvalidPacket:
+        return MAX_STEPS
+    return meter.spent
+
+
+LIST = list(range(20_000))
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "least"),
+    [
+        # what is copied, looked at or compared is counted by how much there is of it, shared or not
+        ("map(&reverse(@), @)", [LIST] * 300, MAX_STEPS),
+        ("map(&@[::1], @)", [LIST] * 300, MAX_STEPS),
+        ("map(&sort(@), @)", [LIST] * 300, MAX_STEPS),
+        ("map(&keys(@), @)", [dict.fromkeys(map(str, LIST), 1)] * 300, MAX_STEPS),
+        ("map(&values(@), @)", [dict.fromkeys(map(str, LIST), 1)] * 300, MAX_STEPS),
+        ("map(&merge(@, @), @)", [dict.fromkeys(map(str, LIST), 1)] * 300, MAX_STEPS),
+        ("map(&(@ == @), @)", [LIST] * 300, MAX_STEPS),
+        ("map(&contains(@, `-1`), @)", [LIST] * 300, MAX_STEPS),
+        ("map(&sum(@), @)", [LIST] * 300, MAX_STEPS),
+        ("map(&@[], @)", [[LIST] * 300], MAX_STEPS),
+        ("[][]", [[LIST] * 300], MAX_STEPS),
+        ("map(&reverse(@), @)", ["x" * 100_000] * 300, MAX_STEPS),
+        ("map(&contains(@, 'yx'), @)", ["x" * 100_000] * 300, MAX_STEPS),
+        ("map(&to_number(@), @)", ["9" * 4000] * 300, MAX_STEPS),
+        ("sort(@)", ["x" * 500_000 + str(n) for n in range(30)], 30 * 400),
+        ("sort_by(@, &@)", ["x" * 500_000 + str(n) for n in range(30)], 30 * 400),
+        ("max_by(@, &@)", ["x" * 500_000 + str(n) for n in range(30)], 30 * 400),
+        ("map(&to_string(@), @)", [LIST] * 300, MAX_STEPS),
+        ("@", [{"x" * 500_000: 1}] * 300, MAX_STEPS),
+        ("length(@)", LIST, 2 * len(LIST)),
+    ],
+    ids=lambda value: str(value)[:30] if isinstance(value, str) else "",
+)
+def test_work_is_counted_by_what_there_is_to_do(text: str, value: Any, least: int) -> None:
+    assert cost(text, value) >= least
+
+
+@given(st.lists(PIECES, max_size=25).map("".join), JSON)
+def test_no_visit_is_free(text: str, value: Any) -> None:
+    try:
+        expression = compile_expression(text)
+    except InvalidPacket:
+        return
+    meter = Meter(3)
+    with pytest.raises(InvalidPacket):
+        expression.of(value, meter)
+
+
+def test_a_comparison_evaluates_its_sides_once() -> None:
+    text = "@"
+    for _ in range(12):
+        text = f"({text} == @)"
+    assert cost(text, 1) < 1000
+
+
+def test_what_was_compiled_is_kept_within_a_bound() -> None:
+    for n in range(2000):
+        compile_expression("a" * 100 + str(n))
+    assert sum(map(len, expressions._compiled)) == expressions._compiled_size <= expressions.MAX_COMPILED
+    with pytest.raises(InvalidPacket, match="steps"):
+        compile_expression("b" * 1000, Meter(100))
+
+
+def test_decoding_counts_before_it_is_done() -> None:
+    value = msgspec.Raw(b"[" + b"[]," * 200_000 + b"1]")
+    with pytest.raises(InvalidPacket, match="steps"):
+        View({"input": value}, Meter()).of("input[0]")
+    # a name alone inserts what is there, not decoded
+    assert View({"input": value}, Meter(3000)).of("input") is value

@@ -59,9 +59,8 @@ async def test_nothing_stays_of_those_who_have_gone(hub: Gateway) -> None:
         await hub.call("df", "produce", {"stream": "s", "items": [start]})
     await until(lambda: not runtime.sessions._by_key and not runtime.sessions._by_link)
     await until(lambda: len(runtime.leases) == 0 and not runtime.lines._lines and not runtime.nests)
-    assert not runtime.rooms["timers"]
+    assert not runtime.standing
     assert not runtime.rooms["reactions"]
-    assert not runtime.rooms["reactions by id"]
     assert not runtime.rooms["filling"]
     await until(lambda: hub.switch.in_flight == 0 and not runtime.tasks)
     # every lock is free, every unit is back

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from packetflow.elements import STANDARD, Bounds, Runtime
 from packetflow.elements.df import MAX_DELIVERIES
-from packetflow.elements.runtime import Call
+from packetflow.elements.runtime import Call, key_of
 from packetflow.errors import PacketFlowError
 from packetflow.model import Packet
 from packetflow.state import Session
@@ -378,7 +378,7 @@ class Streams(Machine):
         return list(answer["items"])
 
     def pending(self, consumer: str) -> Any:
-        entry = self.loop.run_until_complete(self.runtime.store.get("consumer", f"s\0{consumer}"))
+        entry = self.loop.run_until_complete(self.runtime.store.get("consumer", key_of("s", consumer)))
         return entry.value.pending if entry is not None else {}
 
     @rule(seconds=st.sampled_from([0.5, 2]))

@@ -382,3 +382,27 @@ async def test_watching_the_cache(hub: Gateway, client: Reactor) -> None:
     await client.cache.set("other", "not this one")
     await client.cache.delete("user:7")
     assert await watching == [("Ada", True), (None, False)]
+
+
+@pytest.mark.parametrize(("value", "by"), [(1e308, 1e308), (-1.7e308, -1e308), (1e308, 2**53)])
+async def test_a_sum_that_is_no_number_any_more(client: Reactor, value: Any, by: Any) -> None:
+    version = await client.cache.set("n", value)
+    found = await client.submit({"group": "rm", "element": "cache", "data": {"op": "incr", "key": "n", "by": by}})
+    if by == 2**53:
+        assert found.data["value"] == 1e308
+        return
+    assert found.error["code"] == "PF400"
+    assert (await client.cache.entry("n")) == (value, version, True)
+
+
+async def test_integers_stay_exact(client: Reactor) -> None:
+    await client.cache.set("n", 2**64)
+    assert await client.cache.incr("n", 1) == 2**64 + 1
+
+
+async def test_a_fence_grows_when_the_gateway_starts_anew() -> None:
+    fences = []
+    for _ in range(2):
+        async with Gateway("ws://127.0.0.1:0/packetflow/v1") as hub:
+            fences.append((await hub.call("rm", "lock", {"key": "k"}))["fence"])
+    assert fences[1] > fences[0] > 1.6e15

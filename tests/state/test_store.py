@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packetflow.state import Alarms, Change, MemoryStore, Patterns, StoreFull, VersionMismatch
+from packetflow.errors import Overloaded
+from packetflow.state import (
+    SAME,
+    Alarms,
+    Change,
+    Leases,
+    MemoryStore,
+    Patterns,
+    Session,
+    StoreFull,
+    VersionMismatch,
+)
+from packetflow.state.store import NAME_BYTES, _Sorted
+from pfcore.budget import Account, Budget
 
 
 @pytest.fixture
@@ -192,4 +206,209 @@ async def test_alarms_ring_in_order_and_cancelled_ones_do_not() -> None:
     assert len(alarms) == 5000 - 2500 - 2000 + 2
     await done
     assert rung == list(range(4001, 5000, 2))
+    alarms.close()
+
+
+# ---------------------------------------------------------------- who pays
+
+
+def paid(store: MemoryStore, owner: Account) -> int:
+    """What a store has of an owner, counted anew."""
+    slots = [slot for names in store._kinds.values() for slot in names.slots.values()]
+    logs = [log for logs in store._logs.values() for log in logs.values()]
+    return (
+        sum(slot.cost for slot in slots if slot.owner is owner)
+        + sum(log.cost for log in logs if log.owner is owner)
+        + sum(size + 120 for log in logs for _, _, size, whose in log.items if whose is owner)
+    )
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["put", "same", "must", "delete", "append", "trim", "forget", "get", "wait"]),
+            st.sampled_from(["small", "k", "recent", "log"]),
+            st.sampled_from("abcd"),
+            st.integers(0, 3),
+            st.integers(0, 60),
+        ),
+        max_size=60,
+    )
+)
+def test_owners_pay_for_what_is_there_and_for_nothing_else(script: list[tuple[str, str, str, int, int]]) -> None:
+    loop = asyncio.new_event_loop()
+    alarms = Alarms(loop)
+    budget = Budget(8 * NAME_BYTES)
+    owners: list[Account | None] = [Account(f"owner {n}", 3 * NAME_BYTES, budget) for n in range(3)]
+    owners.append(None)
+    store = MemoryStore(alarms, max_names=8, max_bytes={"small": 100}, log_items={"recent": 3})
+    refusals: list[str] = []
+    for action, kind, name, owner, size in script:
+        account = owners[owner]
+        before = [one.held for one in owners if one is not None]
+        try:
+            match action:
+                case "put":
+                    run(store.put(kind, name, 1, size=size, owner=account, ttl=60.0 if size % 7 == 0 else None))
+                case "same":
+                    run(store.put(kind, name, 1, size=size, owner=SAME))
+                case "must":
+                    run(store.put(kind, name, 1, size=size, owner=account, must=True))
+                case "delete":
+                    run(store.delete(kind, name))
+                case "append":
+                    run(store.append(kind, name, [(1, size), (2, size)], owner=account, must=size == 13))
+                case "trim":
+                    run(store.trim(kind, name, store.revision() - size, 2))
+                case "forget":
+                    run(store.forget(kind, name))
+                case "get":
+                    run(store.get(kind, name))
+        except StoreFull as full:
+            if kind != "small":  # there the owner's own may have made room in vain
+                assert [one.held for one in owners if one is not None] == before
+            refusals.append(str(full))
+        for one in owners:
+            assert one is None or one.held == paid(store, one) >= 0
+    assert all("max_principal_bytes" in one or "max_total_bytes" in one or "names" in one for one in refusals)
+    store.close()
+    assert budget.held == 0
+    alarms.close()
+    loop.close()
+
+
+def test_the_cache_takes_from_the_same_owner_first(store: MemoryStore) -> None:
+    rich, poor = Account("rich", 3 * NAME_BYTES), Account("poor", 10 * NAME_BYTES)
+    store._max_names = 100
+    run(store.put("small", "poor's", 1, owner=poor))
+    for name in "abcde":
+        run(store.put("small", name, 1, owner=rich))
+    assert [name for name, _ in run(store.scan("small", "", "", 9))] == ["d", "e", "poor's"]
+    with pytest.raises(StoreFull, match="max_principal_bytes"):
+        run(store.put("small", "f", 1, size=5 * NAME_BYTES, owner=rich))
+    assert len(run(store.scan("small", "", "", 9))) == 3, "what cannot be had costs nothing else"
+
+
+def test_at_the_bound_of_a_kind_it_takes_from_who_has_most(store: MemoryStore) -> None:
+    most, few = Account("most", 1 << 20), Account("few", 1 << 20)
+    store._max_names = 100
+    run(store.put("small", "few's", 1, size=10, owner=few))
+    for name in "abcdefghi":
+        run(store.put("small", name, 1, size=10, owner=most))
+    run(store.put("small", "few's too", 1, size=30, owner=few))
+    names = [name for name, _ in run(store.scan("small", "", "", 99))]
+    assert {"few's", "few's too"} <= set(names)
+    assert store.bytes("small") <= 100
+
+
+def test_who_has_more_than_half_of_the_names_cannot_have_the_last_eighth() -> None:
+    alarms = Alarms(asyncio.new_event_loop())
+    store = MemoryStore(alarms, max_names=80)
+    many, one = Account("many", 1 << 30), Account("one", 1 << 30)
+
+    def fill(put: Callable[[str], Any]) -> int:
+        for place in range(100):
+            try:
+                run(put(f"n{place}"))
+            except StoreFull:
+                return place
+        return 100
+
+    assert fill(lambda name: store.put("k", name, 1, owner=many)) == 70
+    run(store.put("k", "mine", 1, owner=one))
+    assert fill(lambda name: store.append("log", name, [(1, 1)], owner=many)) == 70
+    run(store.append("log", "mine", [(1, 1)], owner=one))
+    alarms._loop.close()
+
+
+def test_one_who_watches_and_fails_harms_no_change(store: MemoryStore) -> None:
+    def fail(change: Change) -> None:
+        raise ValueError("this one")
+
+    seen: list[Change] = []
+    store.watch("k", "a", fail)
+    store.watch("k", "*", seen.append)
+    run(store.put("k", "a", 1))
+    assert len(seen) == 1
+
+
+def test_versions_begin_at_the_clocks_microseconds(store: MemoryStore) -> None:
+    assert abs(store.revision() - time.time_ns() // 1000) < 3600e6
+
+
+@given(st.lists(st.tuples(st.booleans(), st.text("abc", max_size=3)), max_size=60), st.text("abc", max_size=3))
+def test_texts_in_order(script: list[tuple[bool, str]], start: str) -> None:
+    class Small(_Sorted):
+        CHUNK = 2
+
+    ordered = Small()
+    model: set[str] = set()
+    for add, text in script:
+        if add and text not in model:
+            ordered.add(text)
+            model.add(text)
+        elif not add and text in model:
+            ordered.remove(text)
+            model.remove(text)
+    assert list(ordered.after(start, itself=True)) == sorted(text for text in model if text >= start)
+    assert list(ordered.after(start, itself=False)) == sorted(text for text in model if text > start)
+
+
+async def test_an_alarm_that_is_set_by_another_does_not_hide_those_that_come_before_it() -> None:
+    alarms = Alarms(asyncio.get_running_loop())
+    rung: list[str] = []
+    done = asyncio.Event()
+    now = alarms.now()
+    alarms.at(now + 0.01, lambda: alarms.at(now + 1000, lambda: rung.append("late")))
+    alarms.at(now + 0.02, done.set)
+    await done.wait()
+    assert rung == []
+    alarms.close()
+
+
+async def test_many_alarms_leave_the_loop_to_others_in_between() -> None:
+    alarms = Alarms(asyncio.get_running_loop())
+    rung: list[float] = []
+
+    def slow() -> None:
+        end = time.monotonic() + 0.0004
+        while time.monotonic() < end:
+            pass
+        rung.append(time.monotonic())
+
+    now = alarms.now()
+    for _ in range(50):
+        alarms.at(now, slow)
+    while not rung:
+        await asyncio.sleep(0)
+    turns = 0
+    while len(rung) < 50:
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns > 5
+    alarms.close()
+
+
+async def test_a_lease_is_paid_for_until_it_ends() -> None:
+    alarms = Alarms(asyncio.get_running_loop())
+    account = Account("user", 2000)
+    leases = Leases(alarms, lambda coroutine, account: asyncio.ensure_future(coroutine()))
+    holder = Session(alarms, "key", 7, "name")
+
+    async def end(lease: Any) -> None:
+        pass
+
+    leases.check_room(account, holder, 2)
+    lease = leases.grant("lock", "k", 7, holder, 100, end, account=account)
+    with pytest.raises(Overloaded, match="max_principal_bytes"):
+        leases.check_room(account, holder, 2)
+    await leases.free(lease)
+    assert account.held == 0
+    leases.grant("lock", "k", 7, holder, 100, end, account=account)
+    leases.grant("lock", "l", 8, holder, 100, end)
+    leases.end_principal(7)
+    assert (account.held, len(leases)) == (0, 1)
+    leases.grant("lock", "m", 8, holder, 100, end)
+    with pytest.raises(Overloaded, match="2 leases"):
+        leases.check_room(account, holder, 2)
     alarms.close()

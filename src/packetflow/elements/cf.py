@@ -6,21 +6,43 @@ from typing import Any, Literal
 
 import msgspec
 
-from packetflow.elements.expressions import compile_expression, expand, truth
-from packetflow.elements.runtime import Call, Request, Step, check_name, element, full
+from packetflow.elements.expressions import View, expand
+from packetflow.elements.runtime import (
+    RESULT_BYTES,
+    STEP_BYTES,
+    Call,
+    Int,
+    Request,
+    Results,
+    Step,
+    check_name,
+    element,
+    list_of,
+)
 from packetflow.errors import InvalidPacket
-from packetflow.state import StoreFull
 
 __all__ = ["ELEMENTS"]
 
 DEFAULT_ITERATIONS = 1000
+GATE_BYTES = 64
+ITEM_BYTES = 72
+"""What an item of a list takes besides its text, while it is JSON still."""
+NULL = msgspec.Raw(b"null")
+
+
+async def check_expressions(call: Call, *texts: str | None) -> None:
+    """Raises `InvalidPacket` for one that is none, before anything is run."""
+    for text in texts:
+        if text is not None:
+            await call.turn()
+            call.compile(text)
 
 
 class Seq(Request):
     """cf:seq"""
 
     steps: list[Step]
-    input: Any = None
+    input: msgspec.Raw = NULL
     return_: str | None = msgspec.field(name="return", default=None)
 
 
@@ -28,15 +50,15 @@ class Seq(Request):
 async def seq(call: Call, request: Seq) -> Any:
     """One step after another."""
     call.check_steps(len(request.steps))
-    returned = compile_expression(request.return_) if request.return_ is not None else None
-    results: dict[str, Any] = {}
-    context = {"input": request.input, "prev": request.input, "results": results}
+    call.hold(STEP_BYTES * len(request.steps))
+    await check_expressions(call, request.return_)
+    results = Results(call, request.input)
     for place, step in enumerate(request.steps):
-        data = await call.run(step, context, place)
-        context["prev"] = data
-        if step.as_ is not None:
-            results[step.as_] = data
-    return context["prev"] if returned is None else returned.of(context)
+        results.came(await call.step(step, results.values, place), step.as_)
+    if request.return_ is None:
+        return results.values["prev"]
+    returned = request.return_
+    return await call.evaluate(lambda view: view.of(returned), results.values)
 
 
 class Case(Request):
@@ -50,34 +72,42 @@ class Branch(Request):
     """cf:branch"""
 
     cases: list[Case]
-    input: Any = None
+    input: msgspec.Raw = NULL
     else_: Step | None = msgspec.field(name="else", default=None)
 
 
 @element("cf", "branch")
 async def branch(call: Call, request: Branch) -> Any:
     """The first case that holds."""
-    call.check_steps(len(request.cases) + 1)
+    count = len(request.cases) + 1
+    if count > call.bounds.steps:
+        raise InvalidPacket(f"steps: {count:,} in one packet, at most {call.bounds.steps:,} may be")
+    call.check_steps(1)
+    call.hold(STEP_BYTES * count)
     context = {"input": request.input, "prev": request.input, "results": {}}
-    conditions = [compile_expression(case.when) for case in request.cases]
-    for place, (case, condition) in enumerate(zip(request.cases, conditions, strict=True)):
-        if truth(condition.of(context)):
-            return await call.run(case.then, context, place)
+    await check_expressions(call, *[case.when for case in request.cases])
+    for place, case in enumerate(request.cases):
+        if await _holds(call, case.when, context):
+            return await call.step(case.then, context, place)
     if request.else_ is not None:
-        return await call.run(request.else_, context, "else")
+        return await call.step(request.else_, context, "else")
     return None
+
+
+async def _holds(call: Call, text: str, context: dict[str, Any]) -> bool:
+    return await call.evaluate(lambda view: view.holds(text), context)
 
 
 class Loop(Request):
     """cf:loop"""
 
     step: Step
-    input: Any = None
-    times: int | None = None
-    items: Any = msgspec.UNSET
+    input: msgspec.Raw = NULL
+    times: Int | None = None
+    items: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     while_: str | None = msgspec.field(name="while", default=None)
     until: str | None = None
-    max_iterations: int = DEFAULT_ITERATIONS
+    max_iterations: Int = DEFAULT_ITERATIONS
     collect: bool = False
 
 
@@ -98,40 +128,59 @@ async def loop(call: Call, request: Loop) -> Any:
         raise InvalidPacket(f"expected one of times, items, while and until, got {', '.join(given) or 'none'}")
     if not 1 <= request.max_iterations <= call.bounds.iterations:
         raise InvalidPacket(f"max_iterations: expected 1 to {call.bounds.iterations:,}, got {request.max_iterations:,}")
-    context: dict[str, Any] = {"input": request.input, "prev": request.input, "results": {}, "index": 0}
+    results = Results(call, request.input)
+    context = results.values
+    context["index"] = 0
     items = None
     planned: int | None = request.times
     if planned is not None and planned < 0:
         raise InvalidPacket(f"times: expected 0 or more, got {planned}")
-    if given == ["items"]:
-        items = expand(request.items, context) if isinstance(request.items, dict) else request.items
-        if not isinstance(items, list):
-            raise InvalidPacket("items: expected a list, or a reference to one")
+    if isinstance(request.items, msgspec.Raw):
+        given_items = request.items
+        items = await call.evaluate(lambda view: _items(view, given_items), context)
         planned = len(items)
-    if planned is not None and planned > request.max_iterations:
-        raise InvalidPacket(f"{planned:,} iterations, max_iterations is {request.max_iterations:,}")
-    before = compile_expression(request.while_) if request.while_ is not None else None
-    after = compile_expression(request.until) if request.until is not None else None
+    if planned is not None:
+        if planned > request.max_iterations:
+            raise InvalidPacket(f"{planned:,} iterations, max_iterations is {request.max_iterations:,}")
+        call.cause.iterate(planned)
+    if items is not None:
+        call.hold(sum(map(len, items)) + ITEM_BYTES * planned if planned else 0)
+    await check_expressions(call, request.while_, request.until)
     collected: list[Any] = []
     index = 0
     while planned is None or index < planned:
         context["index"] = index
         if items is not None:
             context["item"] = items[index]
-        if before is not None and not truth(before.of(context)):
+        if request.while_ is not None and not await _holds(call, request.while_, context):
             break
         if index >= request.max_iterations:
             raise InvalidPacket(f"more than {request.max_iterations:,} iterations, which is max_iterations")
-        data = await call.run(request.step, context, index)
-        context["prev"] = data
-        if request.step.as_ is not None:
-            context["results"][request.step.as_] = data
+        if planned is None:
+            call.cause.iterate(1)
+        data = await call.step(request.step, context, index)
         if request.collect:
+            call.keep(RESULT_BYTES + len(data))
             collected.append(data)
+            context["prev"] = data
+            if request.step.as_ is not None:
+                context["results"][request.step.as_] = data
+        else:
+            results.came(data, request.step.as_)
         index += 1
-        if after is not None and truth(after.of(context)):
+        if request.until is not None and await _holds(call, request.until, context):
             break
     return collected if request.collect else context["prev"]
+
+
+def _items(view: View, given: msgspec.Raw) -> list[msgspec.Raw]:
+    """A list, or what a reference to one gives."""
+    if bytes(given).startswith(b"{"):
+        value = expand(view.decode(given), view)
+        given = value if isinstance(value, msgspec.Raw) else msgspec.Raw(msgspec.json.encode(value))
+    if not bytes(given).startswith(b"["):
+        raise InvalidPacket("items: expected a list, or a reference to one")
+    return list_of(view, given, "items")
 
 
 class Gate(Request):
@@ -139,8 +188,8 @@ class Gate(Request):
 
     gate: str
     action: Literal["wait", "open", "close", "arrive"]
-    count: int | None = None
-    wait_ms: int | None = None
+    count: Int | None = None
+    wait_ms: Int | None = None
 
 
 @element("cf", "gate")
@@ -154,25 +203,21 @@ async def gate(call: Call, request: Gate) -> Any:
         entry = await call.store.get("gate", name)
         return True if entry is not None and entry.value["open"] else None
 
+    if request.count is not None and request.count < 1:
+        raise InvalidPacket(f"count: expected 1 or more, got {request.count}")
+    wanted = request.count or 0
+
+    def change(state: dict[str, Any] | None) -> dict[str, Any] | None:
+        if request.action == "arrive":
+            arrived = state["arrived"] + 1 if state is not None else 1
+            return {"open": (state is not None and state["open"]) or arrived >= wanted, "arrived": arrived}
+        # closed, it is as every gate that nobody has touched
+        return {"open": True, "arrived": 0} if request.action == "open" else None
+
     if request.action == "wait":
         await call.wait("gate", name, is_open, wait_ms=request.wait_ms)
     else:
-        entry = await call.store.get("gate", name)
-        state = dict(entry.value) if entry is not None else {"open": False, "arrived": 0}
-        if request.action == "arrive":
-            if request.count is None or request.count < 1:
-                raise InvalidPacket(f"count: expected 1 or more, got {request.count}")
-            state["arrived"] += 1
-            state["open"] = state["open"] or state["arrived"] >= request.count
-        else:
-            state = {"open": request.action == "open", "arrived": 0}
-        if not state["open"] and not state["arrived"]:
-            await call.store.delete("gate", name)  # as every gate is that nobody has touched
-        else:
-            try:
-                await call.store.put("gate", name, state, version=entry.version if entry is not None else 0)
-            except StoreFull as error:
-                raise full(error) from None
+        await call.update("gate", name, change, size=GATE_BYTES, owner=call.stored)
     return {"open": bool(await is_open()), "waiting": call.runtime.lines.waiting("gate", name)}
 
 

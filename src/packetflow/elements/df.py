@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import heapq
+import math
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
 
 from packetflow.elements.expressions import compile_expression
-from packetflow.elements.runtime import Call, Request, Step, check_name, check_size, element, full
+from packetflow.elements.runtime import (
+    RESULT_BYTES,
+    Call,
+    Int,
+    Request,
+    Results,
+    Step,
+    check_name,
+    check_size,
+    element,
+    full,
+    key_of,
+    list_of,
+    prefix_of,
+)
 from packetflow.errors import InvalidPacket, Overloaded, PacketFlowError
 from packetflow.state import Alarm, Change, Entry, StoreFull
 
@@ -18,21 +34,65 @@ __all__ = ["ELEMENTS"]
 
 MAX_DELIVERIES = 5
 MAX_CONSUMED = 10_000
+MAX_PRODUCED = 10_000
 MAX_CONSUMERS = 1000
+MAX_LOOKS = 1000
+"""Items that are due again and looked at for one answer."""
+PREPAID = 16
+"""So many of those are paid for with the consumer's name: a stream can be read however full the account is."""
+PENDING_BYTES = 320
+"""What an item takes that was given out and is not acknowledged yet."""
+ITEM_BYTES = 200
+"""What an item that is on its way into a stream takes besides its text."""
+LANE_BYTES = 2048
+"""What one of the steps that run at once takes besides its packet."""
 
 
 class _Progress:
     """How far a consumer name has read a stream, and what it has yet to acknowledge: id -> (deliveries, due)."""
 
-    __slots__ = ("cursor", "pending")
+    __slots__ = ("_due", "_order", "cursor", "pending")
 
-    def __init__(self) -> None:
-        self.cursor = 0
+    def __init__(self, cursor: int = 0) -> None:
+        self.cursor = cursor
         self.pending: dict[int, tuple[int, float]] = {}
+        self._order: deque[int] = deque()  # ids as they were first given out, those that are done with among them
+        self._due: list[tuple[float, int]] = []  # a heap; those that are no longer so among them
+
+    def give(self, item: int, deliveries: int, due: float) -> None:
+        """It was given out, and may be again when it is due."""
+        if item not in self.pending:
+            self._order.append(item)
+        self.pending[item] = (deliveries, due)
+        if len(self._due) > 2 * len(self.pending) + 64:
+            self._due = [(when, one) for one, (_, when) in self.pending.items()]
+            heapq.heapify(self._due)
+        else:
+            heapq.heappush(self._due, (due, item))
+
+    def done(self, item: int) -> None:
+        """It was acknowledged, or is gone."""
+        self.pending.pop(item, None)
 
     def floor(self) -> int:
         """Everything up to this id is done with."""
-        return min(self.pending) - 1 if self.pending else self.cursor
+        while self._order and self._order[0] not in self.pending:
+            self._order.popleft()
+        return self._order[0] - 1 if self._order else self.cursor
+
+    def next_due(self) -> tuple[float, int] | None:
+        """When the next is due, and which."""
+        while self._due:
+            when, item = self._due[0]
+            if self.pending.get(item, (0, None))[1] == when:
+                return when, item
+            heapq.heappop(self._due)
+        return None
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes."""
+        return 300 + PENDING_BYTES * max(PREPAID, len(self.pending))
 
 
 class _Readers:
@@ -41,8 +101,8 @@ class _Readers:
     __slots__ = ("alarms", "waiting")
 
     def __init__(self) -> None:
-        self.waiting: dict[str, dict[str, int]] = {}
-        self.alarms: dict[str, Alarm] = {}
+        self.waiting: dict[str, dict[str, int]] = {}  # stream -> consumer -> how many
+        self.alarms: dict[tuple[str, str], Alarm] = {}
 
 
 def _readers(call: Call) -> _Readers:
@@ -54,8 +114,8 @@ def _readers(call: Call) -> _Readers:
 
     def changed(change: Change) -> None:
         # items have come or gone: who waits for either has a look
-        for line in tuple(readers.waiting.get(change.name, ())):
-            lines.wake("stream", line)
+        for consumer in tuple(readers.waiting.get(change.name, ())):
+            lines.wake("stream", (change.name, consumer))
         lines.wake("room", change.name)
 
     call.store.watch("stream", "*", changed)
@@ -67,7 +127,7 @@ class Produce(Request):
 
     stream: str
     items: list[msgspec.Raw]
-    wait_ms: int | None = None
+    wait_ms: Int | None = None
 
 
 @element("df", "produce")
@@ -76,16 +136,22 @@ async def produce(call: Call, request: Produce) -> Any:
     name = check_name("stream", request.stream)
     bounds = call.bounds
     _readers(call)
-    items = []
+    count = len(request.items)
+    if count > MAX_PRODUCED:
+        raise InvalidPacket(f"items: expected at most {MAX_PRODUCED:,} in one packet, got {count:,}")
+    size = sum(map(len, request.items)) + 100 * count
+    if count > bounds.stream_items or size > bounds.stream_bytes:
+        raise InvalidPacket(
+            f"items: {count:,} of {size:,} bytes, a stream holds {bounds.stream_items:,} of {bounds.stream_bytes:,}"
+        )
     for item in request.items:
         check_size(call, "items", item)
+    call.hold(size + ITEM_BYTES * count)
+    items = []
+    for place, item in enumerate(request.items):
+        if place % 256 == 255:
+            await call.turn()
         items.append((msgspec.Raw(bytes(item)), len(item) + 100))
-    size = sum(cost for _, cost in items)
-    if len(items) > bounds.stream_items or size > bounds.stream_bytes:
-        raise InvalidPacket(
-            f"items: {len(items):,} of {size:,} bytes, "
-            f"a stream holds {bounds.stream_items:,} of {bounds.stream_bytes:,}"
-        )
 
     async def attempt() -> dict[str, Any] | None:
         length, used, _ = await call.store.extent("stream", name)
@@ -94,7 +160,7 @@ async def produce(call: Call, request: Produce) -> Any:
         if not items:
             return {"first": None, "last": None, "length": length}
         try:
-            first, last = await call.store.append("stream", name, items)
+            first, last = await call.store.append("stream", name, items, owner=call.stored)
         except StoreFull as error:
             raise full(error) from None
         return {"first": first, "last": last, "length": length + len(items)}
@@ -113,10 +179,10 @@ class Consume(Request):
 
     stream: str
     consumer: str = "default"
-    max: int = 100
-    wait_ms: int | None = None
-    ack: list[int] = []  # noqa: RUF012 - msgspec copies it
-    redeliver_after_ms: int = 30_000
+    max: Int = 100
+    wait_ms: Int | None = None
+    ack: list[Int] = []  # noqa: RUF012 - msgspec copies it
+    redeliver_after_ms: Int = 30_000
 
 
 @element("df", "consume")
@@ -128,101 +194,125 @@ async def consume(call: Call, request: Consume) -> Any:
         raise InvalidPacket(f"max: expected 0 to {MAX_CONSUMED:,}, got {request.max:,}")
     if not 1 <= request.redeliver_after_ms <= 86_400_000:
         raise InvalidPacket(f"redeliver_after_ms: expected 1 to 86,400,000, got {request.redeliver_after_ms:,}")
-    line = f"{stream}\0{name}"
-    await _acknowledge(call, stream, line, request.ack)
+    if len(request.ack) > MAX_CONSUMED:
+        raise InvalidPacket(f"ack: expected at most {MAX_CONSUMED:,} ids, got {len(request.ack):,}")
+    await _acknowledge(call, stream, name, request.ack)
     if request.max == 0:
         return {"items": []}
 
     async def attempt() -> dict[str, Any] | None:
-        items = await _take(call, stream, line, request)
+        items = await _take(call, stream, name, request)
         return {"items": items} if items else None
 
     waiting = _readers(call).waiting.setdefault(stream, {})
-    waiting[line] = waiting.get(line, 0) + 1
+    waiting[name] = waiting.get(name, 0) + 1
     try:
-        return await call.wait("stream", line, attempt, wait_ms=request.wait_ms)
+        return await call.wait("stream", (stream, name), attempt, wait_ms=request.wait_ms, shown=stream)
     finally:
-        waiting[line] -= 1
-        if not waiting[line]:
-            del waiting[line]
-            if not waiting:
-                _readers(call).waiting.pop(stream, None)
+        waiting[name] -= 1
+        if not waiting[name]:
+            del waiting[name]
+            if not waiting and _readers(call).waiting.get(stream) is waiting:
+                del _readers(call).waiting[stream]
 
 
-async def _acknowledge(call: Call, stream: str, line: str, ack: list[int]) -> None:
+async def _acknowledge(call: Call, stream: str, consumer: str, ack: list[int]) -> None:
     """Makes the consumer name known, and takes what it is done with from it."""
-    entry = await call.store.get("consumer", line)
+    entry = await call.store.get("consumer", key_of(stream, consumer))
     if entry is not None and not ack:
         return
     if entry is None:
         # a name that comes late sees what is still there
         _, _, dropped = await call.store.extent("stream", stream)
-        others = await call.store.scan("consumer", f"{stream}\0", "", MAX_CONSUMERS)
+        others = await call.store.scan("consumer", prefix_of(stream), "", MAX_CONSUMERS)
         if len(others) >= MAX_CONSUMERS:
             raise Overloaded(f"stream {stream!r}: {MAX_CONSUMERS:,} consumer names read it, the most that may")
-        progress = _Progress()
-        progress.cursor = dropped
-    else:
-        progress = entry.value
-    for item in ack:
-        progress.pending.pop(item, None)
-    await _keep(call, line, progress, entry)
+        progress = _Progress(dropped)
+        try:
+            entry = await _keep(call, stream, consumer, progress, None)
+        except StoreFull as error:
+            raise full(error) from None
+    progress = entry.value
     if ack:
+        for item in ack:
+            progress.done(item)
+        await _keep(call, stream, consumer, progress, entry, must=True)
         await _trim(call, stream)
 
 
-async def _keep(call: Call, line: str, progress: _Progress, entry: Entry | None) -> None:
-    try:
-        await call.store.put("consumer", line, progress, version=entry.version if entry is not None else 0)
-    except StoreFull as error:
-        raise full(error) from None
+async def _keep(
+    call: Call, stream: str, consumer: str, progress: _Progress, entry: Entry | None, must: bool = False
+) -> Entry:
+    return await call.store.put(
+        "consumer",
+        key_of(stream, consumer),
+        progress,
+        version=entry.version if entry is not None else 0,
+        size=progress.size,
+        owner=call.stored,
+        must=must,
+    )
 
 
-async def _take(call: Call, stream: str, line: str, request: Consume) -> list[dict[str, Any]]:
+async def _take(call: Call, stream: str, consumer: str, request: Consume) -> list[dict[str, Any]]:
     """Items for a caller: those that are due again, then new ones."""
-    entry = await call.store.get("consumer", line)
+    entry = await call.store.get("consumer", key_of(stream, consumer))
     progress: _Progress = entry.value if entry is not None else _Progress()
-    pending = progress.pending
+    length, _, _ = await call.store.extent("stream", stream)
+    fresh = min(request.max, length)  # so many new ones at most
+    prepaid = max(0, PREPAID - len(progress.pending))
+    more = PENDING_BYTES * (fresh - prepaid)
+    refused = fresh > prepaid and call.stored is not None and not call.stored.may(more)
+    if refused:
+        fresh = prepaid
     now = call.runtime.alarms.now()
     due = now + request.redeliver_after_ms / 1000
     items: list[dict[str, Any]] = []
     room = call.bounds.value * 3 // 4  # bytes of an answer
-    buried = False
-    for item in [item for item, (_, when) in pending.items() if when <= now]:
-        if len(items) >= request.max or room <= 0:
+    buried = changed = False
+    for _ in range(max(MAX_LOOKS, request.max)):
+        first = progress.next_due()
+        if first is None or first[0] > now or len(items) >= request.max or room <= 0:
             break
-        deliveries = pending[item][0]
+        item = first[1]
+        deliveries = progress.pending[item][0]
         found = await call.store.read("stream", stream, item - 1, 1)
+        changed = True
         if not found or found[0][0] != item:
-            del pending[item]  # gone with its gateway, or by another's hand
+            progress.done(item)  # gone with its gateway, or by another's hand
             continue
         data = found[0][1]
         if deliveries >= MAX_DELIVERIES:
             if await _bury(call, stream, data):
-                del pending[item]
+                progress.done(item)
                 buried = True
             else:
-                pending[item] = (deliveries, due)
+                progress.give(item, deliveries, due)
             continue
-        pending[item] = (deliveries + 1, due)
+        progress.give(item, deliveries + 1, due)
         items.append({"id": item, "data": data, "deliveries": deliveries + 1})
         room -= len(data) + 60
-    while len(items) < request.max and room > 0:
-        found = await call.store.read("stream", stream, progress.cursor, min(100, request.max - len(items)))
+    fresh = min(fresh, request.max - len(items))
+    while fresh > 0 and room > 0:
+        found = await call.store.read("stream", stream, progress.cursor, min(100, fresh))
         if not found:
             break
         for item, data in found:
             if room <= 0:
                 break
             progress.cursor = item
-            pending[item] = (1, due)
+            progress.give(item, 1, due)
             items.append({"id": item, "data": data, "deliveries": 1})
+            fresh -= 1
             room -= len(data) + 60
-    if items or buried:
-        await _keep(call, line, progress, entry)
+    waits = refused and not items and not changed
+    if waits and call.stored is not None and await call.store.read("stream", stream, progress.cursor, 1):
+        raise full(StoreFull(call.stored.refusal(more)))
+    if items or changed:
+        await _keep(call, stream, consumer, progress, entry, must=True)
     if buried:
         await _trim(call, stream)
-    _set_alarm(call, line, progress)
+    _set_alarm(call, stream, consumer, progress)
     return items
 
 
@@ -234,7 +324,7 @@ async def _bury(call: Call, stream: str, data: msgspec.Raw) -> bool:
     if length >= call.bounds.stream_items or used + size > call.bounds.stream_bytes:
         return False
     try:
-        await call.store.append("stream", dead, [(data, size)])
+        await call.store.append("stream", dead, [(data, size)], owner=call.stored)
     except StoreFull:
         return False
     return True
@@ -242,37 +332,40 @@ async def _bury(call: Call, stream: str, data: msgspec.Raw) -> bool:
 
 async def _trim(call: Call, stream: str) -> None:
     """Drops what every consumer name has acknowledged."""
-    consumers = await call.store.scan("consumer", f"{stream}\0", "", MAX_CONSUMERS)
-    floor = min(entry.value.floor() for _, entry in consumers)
-    await call.store.trim("stream", stream, floor)
+    consumers = await call.store.scan("consumer", prefix_of(stream), "", MAX_CONSUMERS)
+    floor = min((entry.value.floor() for _, entry in consumers), default=0)
+    while await call.store.trim("stream", stream, floor, 4096) == 4096:
+        await call.turn()
 
 
-def _set_alarm(call: Call, line: str, progress: _Progress) -> None:
+def _set_alarm(call: Call, stream: str, consumer: str, progress: _Progress) -> None:
     """Whoever waits is woken when an item is due again."""
-    if not progress.pending:
+    first = progress.next_due()
+    if first is None:
         return
     alarms = _readers(call).alarms
-    alarm = alarms.get(line)
-    when = min(due for _, due in progress.pending.values())
-    if alarm is not None and alarm.callback is not None and alarm.when <= when:
+    key = (stream, consumer)
+    alarm = alarms.get(key)
+    if alarm is not None and alarm.callback is not None and alarm.when <= first[0]:
         return
     if alarm is not None:
         alarm.cancel()
+    lines = call.runtime.lines
 
     def ring() -> None:
-        del alarms[line]
-        call.runtime.lines.wake("stream", line)
+        del alarms[key]
+        lines.wake("stream", key)
 
-    alarms[line] = call.runtime.alarms.at(max(when, call.runtime.alarms.now() + 0.001), ring)
+    alarms[key] = call.runtime.alarms.at(max(first[0], call.runtime.alarms.now() + 0.001), ring)
 
 
 class Transform(Request):
     """df:transform"""
 
-    input: Any = None
+    input: msgspec.Raw = msgspec.Raw(b"null")
     expression: str | None = None
     map: Step | None = None
-    concurrency: int = 64
+    concurrency: Int = 64
 
 
 @element("df", "transform")
@@ -281,28 +374,31 @@ async def transform(call: Call, request: Transform) -> Any:
     if (request.expression is None) == (request.map is None):
         raise InvalidPacket("expected one of expression and map")
     if request.expression is not None:
-        return compile_expression(request.expression).of(request.input)
+        text = request.expression
+        return await call.evaluate(
+            lambda view: compile_expression(text, view.meter).of(view.decode(request.input), view.meter), {}
+        )
     step = request.map
     assert step is not None
-    items = request.input
-    if not isinstance(items, list):
-        raise InvalidPacket(f"input: expected a list with map, got {type(items).__name__}")
-    check_count(call, len(items))
+    items = await items_of(call, request.input)
 
     async def one(place: int) -> Any:
-        context = {"input": items, "prev": items[place], "item": items[place], "index": place, "results": {}}
-        return await call.run(step, context, place)
+        item = items[place]
+        context = {"input": request.input, "prev": item, "item": item, "index": place, "results": {}}
+        data = await call.step(step, context, place)
+        call.keep(RESULT_BYTES + len(data))
+        return data
 
-    return await in_parallel(len(items), one, request.concurrency)
+    return await in_parallel(call, len(items), one, request.concurrency)
 
 
 class Reduce(Request):
     """df:reduce"""
 
-    input: list[Any]
+    input: msgspec.Raw
     op: Literal["sum", "count", "min", "max", "avg", "concat", "merge"] | None = None
     with_: Step | None = msgspec.field(name="with", default=None)
-    initial: Any = msgspec.UNSET
+    initial: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 @element("df", "reduce")
@@ -310,24 +406,34 @@ async def reduce(call: Call, request: Reduce) -> Any:
     """One value of many: by an operation, or a left fold."""
     if (request.op is None) == (request.with_ is None):
         raise InvalidPacket("expected one of op and with")
-    items = request.input
+    initial = request.initial if isinstance(request.initial, msgspec.Raw) else None
     if request.op is not None:
-        if request.initial is not msgspec.UNSET:
-            items = [request.initial, *items] if request.op != "count" else items
-        return _OPERATIONS[request.op](items)
+        op = request.op
+        if op == "count":
+            return len(await call.evaluate(lambda view: list_of(view, request.input, "input"), {}))
+
+        def work(view: Any) -> Any:
+            items = view.decode(request.input)
+            if not isinstance(items, list):
+                raise InvalidPacket("input: expected a list")
+            view.pay(len(items) >> 1)
+            if initial is not None:
+                items = [view.decode(initial), *items]
+            return _OPERATIONS[op](items)
+
+        return await call.evaluate(work, {})
     step = request.with_
     assert step is not None
-    check_count(call, len(items))
-    if request.initial is msgspec.UNSET:
+    items = await items_of(call, request.input)
+    if initial is None:
         if not items:
             return None
-        value, rest = items[0], items[1:]
-    else:
-        value, rest = request.initial, items
-    for place, item in enumerate(rest):
-        context = {"input": items, "prev": value, "item": item, "index": place, "results": {}}
-        value = await call.run(step, context, place)
-    return value
+        initial = items.pop(0)
+    results = Results(call, initial)
+    for place, item in enumerate(items):
+        context = {**results.values, "input": request.input, "item": item, "index": place}
+        results.came(await call.step(step, context, place), None)
+    return results.values["prev"]
 
 
 def _numbers(op: str, items: list[Any]) -> list[Any]:
@@ -356,12 +462,27 @@ def _concat(items: list[Any]) -> Any:
 def _merge(items: list[Any]) -> Any:
     if not all(isinstance(item, dict) for item in items):
         raise InvalidPacket("input: expected objects for merge")
-    return functools.reduce(lambda merged, item: {**merged, **item}, items, {}) if items else None
+    if not items:
+        return None
+    merged: dict[str, Any] = {}
+    for item in items:
+        merged.update(item)
+    return merged
 
 
 def _sum(items: list[Any]) -> Any:
     try:
-        return sum(_numbers("sum", items))
+        total = sum(_numbers("sum", items))
+    except OverflowError as error:
+        raise InvalidPacket(f"input: {error}") from None
+    if isinstance(total, float) and not math.isfinite(total):
+        raise InvalidPacket("input: the sum is larger than a number may be")
+    return total
+
+
+def _average(items: list[Any]) -> Any:
+    try:
+        return _sum(items) / len(items)
     except OverflowError as error:
         raise InvalidPacket(f"input: {error}") from None
 
@@ -371,36 +492,82 @@ _OPERATIONS: dict[str, Callable[[list[Any]], Any]] = {
     "count": len,
     "min": lambda items: _extreme("min", min, items),
     "max": lambda items: _extreme("max", max, items),
-    "avg": lambda items: _sum(items) / len(items) if items else None,
+    "avg": lambda items: _average(items) if items else None,
     "concat": _concat,
     "merge": _merge,
 }
 
 
-def check_count(call: Call, count: int) -> None:
-    """A list whose every item is a step within the bound on iterations."""
-    if count > call.bounds.iterations:
-        raise InvalidPacket(f"input: {count:,} items, at most {call.bounds.iterations:,} may be")
+async def items_of(call: Call, data: msgspec.Raw) -> list[msgspec.Raw]:
+    """The items of a list, JSON still, every one of which will be a step's."""
+    items = await call.evaluate(lambda view: list_of(view, data, "input"), {})
+    call.cause.iterate(len(items))
+    call.hold(72 * len(items))
+    return items
 
 
-async def in_parallel(count: int, one: Callable[[int], Any], concurrency: int) -> list[Any]:
+async def in_parallel(call: Call, count: int, one: Callable[[int], Any], concurrency: int) -> list[Any]:
     """``[await one(0), ...]``, at most `concurrency` at once; the first failure ends all."""
     if not 1 <= concurrency <= 1024:
         raise InvalidPacket(f"concurrency: expected 1 to 1,024, got {concurrency:,}")
+    width = min(concurrency, count)
+    call.hold(LANE_BYTES * width + 16 * count)
     results: list[Any] = [None] * count
     places = iter(range(count))
+    lanes: list[asyncio.Future[None]] = []
+    first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    running = 0
 
     async def lane() -> None:
+        # each begins the next when its turn has come: a thousand at once were no small piece of work
+        await call.turn()
+        begin()
         for place in places:
             results[place] = await one(place)
 
-    lanes = [asyncio.ensure_future(lane()) for _ in range(min(concurrency, count))]
+    def begin() -> None:
+        nonlocal running
+        if len(lanes) < width and not first.done():
+            running += 1
+            lanes.append(asyncio.ensure_future(lane()))
+            lanes[-1].add_done_callback(ended)
+
+    def ended(lane: asyncio.Future[None]) -> None:
+        nonlocal running
+        running -= 1
+        error = None if lane.cancelled() else lane.exception()
+        if first.done():
+            return
+        if error is not None:
+            first.set_exception(error)
+        elif not running:
+            first.set_result(None)
+
+    begin()
     try:
-        await asyncio.gather(*lanes)
+        if count:
+            await first
     finally:
-        for running in lanes:
-            running.cancel()
+        if not first.cancel() and not first.cancelled():
+            first.exception()  # said, or not wanted any more
+        await _cancel_all(call, [lane for lane in lanes if not lane.done()])
     return results
+
+
+async def _cancel_all(call: Call, tasks: list[asyncio.Future[None]]) -> None:
+    """Cancels many, in turns, and returns when they have ended: what they hold is this packet's, and goes with it."""
+    if not tasks:
+        return
+    todo = iter(tasks)
+    try:
+        for place, task in enumerate(todo):
+            task.cancel()
+            if place % 16 == 15:
+                await call.turn()
+    finally:
+        for task in todo:  # cancelled in between, or the gateway has ended
+            task.cancel()
+    await asyncio.wait(tasks)
 
 
 ELEMENTS = (produce, consume, transform, reduce)

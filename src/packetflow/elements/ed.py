@@ -3,47 +3,92 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import msgspec
 
-from packetflow.elements.runtime import Call, Request, Step, check_name, check_size, element
-from packetflow.errors import InvalidPacket, Overloaded, PacketFlowError
-from packetflow.model import DEFAULT_TIMEOUT_MS
+from packetflow.elements.cause import Cause
+from packetflow.elements.runtime import Call, Int, Request, Standing, Step, check_name, check_size, element
+from packetflow.errors import InvalidPacket, PacketFlowError
 from packetflow.state import Alarm, Patterns
+from pfcore.budget import Account
 
 __all__ = ["ELEMENTS"]
 
 log = logging.getLogger("packetflow.elements")
 
+MIN_DELAY_MS = 10
+"""Milliseconds between two firings of a timer, at least."""
 MAX_DELAY_MS = 366 * 86_400_000
 
 
-class _Holding:
-    """What a timer or reaction needs of the packet that set it up, long after that has ended."""
+class _Group:
+    """The reactions of one owner to one pattern."""
 
-    __slots__ = ("call", "step")
+    __slots__ = ("account", "reactions")
 
-    def __init__(self, call: Call, step: Step) -> None:
-        self.call = call
-        # a copy: what came borrows the frame that it came in
-        self.step = msgspec.structs.replace(step, data=msgspec.Raw(bytes(step.data)))
-
-    def send(self, context: dict[str, Any], depth: int) -> None:
-        """Submits the step as who set it up, `depth` deep."""
-        call = self.call.again(depth)
-        call.send(self.step, context, timeout_ms=self.step.timeout_ms or DEFAULT_TIMEOUT_MS)
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.reactions: dict[_Reaction, None] = {}
 
 
-class _Reaction(_Holding):
-    __slots__ = ("id", "pattern")
+class _Reactions:
+    """All reactions, by pattern and owner."""
 
-    def __init__(self, call: Call, step: Step, reaction_id: str, pattern: str) -> None:
-        super().__init__(call, step)
-        self.id = reaction_id
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str, Account], _Group] = {}
+        self._patterns: Patterns[_Group] = Patterns()
+
+    def __bool__(self) -> bool:
+        return bool(self._groups)
+
+    def add(self, reaction: _Reaction) -> None:
+        key = (reaction.pattern, reaction.account)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = _Group(reaction.account)
+            self._patterns.add(reaction.pattern, group)
+        group.reactions[reaction] = None
+
+    def remove(self, reaction: _Reaction) -> None:
+        key = (reaction.pattern, reaction.account)
+        group = self._groups[key]
+        del group.reactions[reaction]
+        if not group.reactions:
+            del self._groups[key]
+            self._patterns.remove(reaction.pattern, group)
+
+    def match(self, name: str) -> list[_Group]:
+        """Those of all patterns that a name fits."""
+        return self._patterns.match(name)
+
+    @staticmethod
+    def of(call: Call) -> _Reactions:
+        found: _Reactions = call.runtime.rooms.setdefault("reactions", _Reactions())
+        return found
+
+
+class _Reaction(Standing):
+    """A step at every match of a pattern."""
+
+    __slots__ = ("_reactions", "pattern")
+
+    def __init__(self, call: Call, reaction_id: str, step: Step, pattern: str) -> None:
+        super().__init__(call, "reaction", reaction_id, step)
         self.pattern = pattern
+        self._reactions = _Reactions.of(call)
+        self._reactions.add(self)
+
+    def end(self) -> None:
+        if not self.ended:
+            self._reactions.remove(self)
+        super().end()
 
 
 class Signal(Request):
@@ -58,20 +103,62 @@ async def signal(call: Call, request: Signal) -> Any:
     """To every reaction and watcher."""
     name = check_name("event", request.event)
     check_size(call, "payload", request.payload)
-    reactions: Patterns[_Reaction] = call.runtime.rooms.setdefault("reactions", Patterns())
+    call.hold(len(request.payload))
     payload = msgspec.Raw(bytes(request.payload))
-    delivered = await call.runtime.watched.note("event", name, {"event": name, "payload": payload}, len(payload))
-    matching = reactions.match(name)
-    if matching:
-        event = {"name": name, "payload": msgspec.json.decode(payload)}
-        context = {"event": event, "input": event, "prev": event, "results": {}}
-        for reaction in matching:
-            try:
-                reaction.send(context, call.depth)
-                delivered += 1
-            except PacketFlowError as error:
-                log.info("reaction %s to %r: %s", reaction.id, name, error)
-    return {"delivered": delivered}
+    watched = call.runtime.watched
+    watched.check_room("event", name, len(payload), call.stored)
+    delivered = await watched.note("event", name, {"event": name, "payload": payload}, len(payload), call.stored)
+    groups = _Reactions.of(call).match(name)
+    if not groups:
+        return {"delivered": delivered}
+    call.hold(len(payload) + 100 * len(groups))
+    count = sum([len(group.reactions) for group in groups])
+    event = event_of(name, payload)
+    context = {"event": event, "input": event, "prev": event, "results": {}}
+    refused = 0
+    for place, reaction in enumerate(_taking_turns(groups, call.bounds.steps)):
+        await call.turn()
+        if reaction.ended:
+            continue
+        try:
+            call.check_steps(1)
+        except PacketFlowError as error:
+            refused += max(1, count - place)
+            log.info("%d reactions to %r: %s", count - place, name, error)
+            break
+        try:
+            reaction.send(context, call.depth, call.cause)
+            delivered += 1
+        except PacketFlowError as error:
+            refused += 1
+            log.info("reaction %s to %r: %s", reaction.id, name, error)
+    # said where there is something to say: one's reactions are not another's failure
+    return {"delivered": delivered, "refused": refused} if refused else {"delivered": delivered}
+
+
+def event_of(name: str, payload: Any) -> msgspec.Raw:
+    """What a step sees as `event`."""
+    return msgspec.Raw(msgspec.json.encode({"name": name, "payload": payload}))
+
+
+def _taking_turns(groups: Iterable[_Group], most: int) -> Iterator[_Reaction]:
+    """One of each owner after another, at most so many of each: a bound is not reached by one's many alone."""
+    by_owner: dict[Account, list[_Group]] = {}
+    for group in groups:
+        by_owner.setdefault(group.account, []).append(group)
+    owners = deque(_reactions_of(one, most) for one in by_owner.values())
+    while owners:
+        reaction = next(owners[0], None)
+        if reaction is None:
+            owners.popleft()
+        else:
+            owners.rotate(-1)
+            yield reaction
+
+
+def _reactions_of(groups: list[_Group], most: int) -> Iterator[_Reaction]:
+    for group in groups:
+        yield from list(islice(group.reactions, most))  # as they are when their turn comes
 
 
 class Watch(Request):
@@ -79,9 +166,9 @@ class Watch(Request):
 
     event: str | None = None
     key: str | None = None
-    version: int | None = None
-    after: int | None = None
-    wait_ms: int | None = None
+    version: Int | None = None
+    after: Int | None = None
+    wait_ms: Int | None = None
 
 
 @element("ed", "watch")
@@ -94,7 +181,7 @@ async def watch(call: Call, request: Watch) -> Any:
     if request.version is not None and (kind == "event" or pattern.endswith("*")):
         raise InvalidPacket("version: expected with one key, without *")
     watched = call.runtime.watched
-    start = watched.keep(kind, pattern)
+    start = watched.keep(kind, pattern, call.stored)
     after = start if request.after is None else request.after
     if request.version is not None and request.after is None:
         entry = await call.store.get("cache", pattern)
@@ -121,65 +208,88 @@ class React(Request):
 @element("ed", "react")
 async def react(call: Call, request: React) -> Any:
     """A step at every match, until it is cancelled or its link ends."""
-    reactions: Patterns[_Reaction] = call.runtime.rooms.setdefault("reactions", Patterns())
-    known: dict[tuple[int, str], _Reaction] = call.runtime.rooms.setdefault("reactions by id", {})
-    owner = call.principal.number
-
-    def end(reaction: _Reaction) -> None:
-        if known.get((owner, reaction.id)) is reaction:
-            del known[owner, reaction.id]
-            reactions.remove(reaction.pattern, reaction)
-            reaction.call.session.let_go(("reaction", reaction.id))
-
     if request.cancel is not None:
         if request.event is not None or request.packet is not None:
             raise InvalidPacket("cancel: expected neither event nor packet beside it")
-        found = known.get((owner, request.cancel))
+        found = call.runtime.standing.get((call.principal.number, "reaction", request.cancel))
         if found is not None:
-            end(found)
+            found.end()
         return {"reaction": request.cancel, "cancelled": found is not None}
     if request.event is None or request.packet is None:
         raise InvalidPacket("expected event and packet, or cancel")
     pattern = check_name("event", request.event)
     reaction_id = str(uuid.uuid4()) if request.id is None else check_name("id", request.id)
     call.check_steps(1)
-    before = known.get((owner, reaction_id))
-    if before is not None:
-        end(before)
-    _check_room(call)
-    reaction = _Reaction(call, request.packet, reaction_id, pattern)
-    known[owner, reaction_id] = reaction
-    reactions.add(pattern, reaction)
-    call.session.hold(("reaction", reaction_id), lambda: end(reaction))
+    _Reaction(call, reaction_id, request.packet, pattern)
     return {"reaction": reaction_id}
 
 
-class _Timer(_Holding):
-    """A timer: the n-th firing is at start + n times every, however late the one before was."""
+class _Timer(Standing):
+    """The n-th firing is at start + n times every; one whose time has gone by before it had its turn is dropped.
 
-    __slots__ = ("alarm", "every", "fired", "id", "left", "start")
+    A firing waits for its turn as every piece of work does, and there is never
+    more than one of a timer that waits: the next is set when this one has had it.
+    """
 
-    def __init__(self, call: Call, step: Step, timer_id: str, start: float, every: float | None, count: int | None):
-        super().__init__(call, step)
-        self.id = timer_id
+    __slots__ = ("_alarm", "_depth", "_every", "_left", "place", "start")
+
+    def __init__(
+        self, call: Call, timer_id: str, step: Step, start: float, every: float | None, count: int | None
+    ) -> None:
+        super().__init__(call, "timer", timer_id, step)
         self.start = start
-        self.every = every
-        self.left = count
-        self.fired = 0
-        self.alarm: Alarm | None = None
+        self.place = 0  # n of the next firing
+        self._every = every
+        self._left = count
+        self._depth = call.depth
+        self._alarm: Alarm = self._set()
 
     def next(self) -> float:
-        return self.start + self.fired * (self.every or 0.0)
+        """Loop time of the next firing."""
+        return self.start + self.place * (self._every or 0.0)
+
+    def end(self) -> None:
+        if not self.ended:
+            self._alarm.cancel()
+        super().end()
+
+    def _set(self) -> Alarm:
+        turns = self.runtime.turns
+        return self.runtime.alarms.at(self.next(), lambda: turns.when(self.account, self._fire))
+
+    def _fire(self) -> None:
+        if self.ended:
+            return
+        place = self.place
+        if self._left is not None:
+            self._left -= 1
+        if self._every is None or self._left == 0:
+            self.end()
+        else:
+            passed = (self.runtime.alarms.now() - self.start) / self._every
+            self.place = max(place + 1, math.floor(passed) + 1)
+            self._alarm = self._set()
+        context: dict[str, Any] = {
+            "event": event_of(self.id, place),
+            "input": None,
+            "prev": None,
+            "results": {},
+            "index": place,
+        }
+        try:
+            self.send(context, self._depth, Cause(self.runtime.bounds))
+        except PacketFlowError as error:
+            log.info("timer %s: %s", self.id, error)
 
 
 class Timer(Request):
     """ed:timer"""
 
     packet: Step | None = None
-    after_ms: int | None = None
-    every_ms: int | None = None
-    at: int | None = None
-    count: int | None = None
+    after_ms: Int | None = None
+    every_ms: Int | None = None
+    at: Int | None = None
+    count: Int | None = None
     id: str | None = None
     cancel: str | None = None
 
@@ -187,35 +297,10 @@ class Timer(Request):
 @element("ed", "timer")
 async def timer(call: Call, request: Timer) -> Any:
     """A step at a time, or again and again."""
-    timers: dict[tuple[int, str], _Timer] = call.runtime.rooms.setdefault("timers", {})
-    alarms = call.runtime.alarms
-    owner = call.principal.number
-
-    def end(one: _Timer) -> None:
-        if timers.get((owner, one.id)) is one:
-            del timers[owner, one.id]
-            one.call.session.let_go(("timer", one.id))
-            if one.alarm is not None:
-                one.alarm.cancel()
-
-    def fire(one: _Timer) -> None:
-        event = {"name": one.id, "payload": one.fired}
-        one.fired += 1
-        if one.left is not None:
-            one.left -= 1
-        if one.every is None or one.left == 0:
-            end(one)
-        else:
-            one.alarm = alarms.at(one.next(), lambda: fire(one))
-        try:
-            one.send({"event": event, "input": None, "prev": None, "results": {}, "index": one.fired - 1}, call.depth)
-        except PacketFlowError as error:
-            log.info("timer %s: %s", one.id, error)
-
     if request.cancel is not None:
-        found = timers.get((owner, request.cancel))
+        found = call.runtime.standing.get((call.principal.number, "timer", request.cancel))
         if found is not None:
-            end(found)
+            found.end()
         return {"cancelled": found is not None}
     if request.packet is None:
         raise InvalidPacket("expected packet, or cancel")
@@ -224,23 +309,16 @@ async def timer(call: Call, request: Timer) -> Any:
         raise InvalidPacket("count: expected 1 or more, with every_ms")
     timer_id = str(uuid.uuid4()) if request.id is None else check_name("id", request.id)
     call.check_steps(1)
-    before = timers.get((owner, timer_id))
-    if before is not None:
-        end(before)
-    _check_room(call)
     every = request.every_ms / 1000 if request.every_ms is not None else None
-    one = _Timer(call, request.packet, timer_id, first, every, request.count)
-    timers[owner, timer_id] = one
-    call.session.hold(("timer", timer_id), lambda: end(one))
-    one.alarm = alarms.at(one.next(), lambda: fire(one))
-    return {"timer": timer_id, "next_at": int((time.time() + first - alarms.now()) * 1000)}
+    _Timer(call, timer_id, request.packet, first, every, request.count)
+    return {"timer": timer_id, "next_at": int((time.time() + first - call.runtime.alarms.now()) * 1000)}
 
 
 def _first(call: Call, request: Timer) -> float:
     """Loop time of the first firing."""
     now = call.runtime.alarms.now()
-    if request.every_ms is not None and not 1 <= request.every_ms <= MAX_DELAY_MS:
-        raise InvalidPacket(f"every_ms: expected 1 to {MAX_DELAY_MS:,}, got {request.every_ms:,}")
+    if request.every_ms is not None and not MIN_DELAY_MS <= request.every_ms <= MAX_DELAY_MS:
+        raise InvalidPacket(f"every_ms: expected {MIN_DELAY_MS} to {MAX_DELAY_MS:,}, got {request.every_ms:,}")
     if request.after_ms is not None and request.at is not None:
         raise InvalidPacket("expected one of after_ms and at")
     if request.after_ms is not None:
@@ -255,12 +333,6 @@ def _first(call: Call, request: Timer) -> float:
     if request.every_ms is not None:
         return now + request.every_ms / 1000
     raise InvalidPacket("expected after_ms, every_ms or at")
-
-
-def _check_room(call: Call) -> None:
-    most = call.bounds.timers
-    if call.session.count("timer") + call.session.count("reaction") >= most:
-        raise Overloaded(f"{most:,} timers and reactions are this reactor's, the most that may")
 
 
 ELEMENTS = (signal, timer, watch, react)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any, Literal
 
 import msgspec
 
 from packetflow.elements.runtime import (
     Call,
+    Int,
     Request,
     Step,
     check_name,
@@ -18,23 +20,27 @@ from packetflow.elements.runtime import (
     full,
 )
 from packetflow.errors import Conflict, InvalidPacket, Overloaded, PacketFlowError
-from packetflow.state import Lease, StoreFull, VersionMismatch
+from packetflow.state import SAME, Lease, StoreFull, VersionMismatch
 
 __all__ = ["ELEMENTS"]
 
 MAX_UNITS = 2**53 - 1
 PAGE = 1000
 POOL_S = 86_400.0
+POOL_BYTES = 64
+LOCK_BYTES = 64
+MAX_SUM = 10**308
+FILLING_BYTES = 512
 
 
 class Alloc(Request):
     """rm:alloc"""
 
     pool: str
-    units: int = 1
-    capacity: int | None = None
-    ttl_ms: int | None = None
-    wait_ms: int = 0
+    units: Int = 1
+    capacity: Int | None = None
+    ttl_ms: Int | None = None
+    wait_ms: Int = 0
 
 
 @element("rm", "alloc")
@@ -47,35 +53,33 @@ async def alloc(call: Call, request: Alloc) -> Any:
         raise InvalidPacket(f"units: expected 1 to 2^53-1, got {request.units}")
     if request.capacity is not None and not 1 <= request.capacity <= MAX_UNITS:
         raise InvalidPacket(f"capacity: expected 1 to 2^53-1, got {request.capacity}")
-    store, runtime = call.store, call.runtime
+    runtime = call.runtime
 
-    async def attempt() -> Any:
-        entry = await store.get("pool", name)
-        if entry is None:
+    def take(pool: dict[str, int] | None) -> dict[str, int]:
+        if pool is None:
             if request.capacity is None:
                 raise InvalidPacket(f"pool {name!r}: there is none, and no capacity for a new one was given")
-            capacity, used = request.capacity, 0
-        else:
-            capacity, used = entry.value["capacity"], entry.value["used"]
-        if request.units > capacity:
-            raise InvalidPacket(f"pool {name!r}: {request.units} units, its capacity is {capacity}")
-        if used + request.units > capacity:
-            return None
+            pool = {"capacity": request.capacity, "used": 0}
+        if request.units > pool["capacity"]:
+            raise InvalidPacket(f"pool {name!r}: {request.units} units, its capacity is {pool['capacity']}")
+        if pool["used"] + request.units > pool["capacity"]:
+            raise _NotFree
+        return {"capacity": pool["capacity"], "used": pool["used"] + request.units}
+
+    async def attempt() -> Any:
+        session = call.session
+        runtime.leases.check_room(call.account, session, call.bounds.leases)
         try:
-            await store.put(
-                "pool",
-                name,
-                {"capacity": capacity, "used": used + request.units},
-                version=entry.version if entry is not None else 0,
-            )
-        except StoreFull as error:
-            raise full(error) from None
-        lease = runtime.leases.grant("pool", name, call.principal.number, call.session, ttl, give_back)
+            entry = await call.update("pool", name, take, size=POOL_BYTES, owner=call.stored)
+        except _NotFree:
+            return None
+        assert entry is not None
+        lease = runtime.leases.grant("pool", name, call.principal.number, session, ttl, give_back, account=call.account)
         return {
             "lease": lease.id,
             "expires_at": lease.expires_at,
             "units": request.units,
-            "available": capacity - used - request.units,
+            "available": entry.value["capacity"] - entry.value["used"],
         }
 
     async def give_back(lease: Lease) -> None:
@@ -87,6 +91,10 @@ async def alloc(call: Call, request: Alloc) -> Any:
     return await call.wait("pool", name, attempt, wait_ms=request.wait_ms, otherwise=none_free)
 
 
+class _NotFree(Exception):
+    """So many units are not there just now."""
+
+
 async def _give_back(call: Call, name: str, units: int) -> None:
     store = call.store
     while (entry := await store.get("pool", name)) is not None:
@@ -94,7 +102,15 @@ async def _give_back(call: Call, name: str, units: int) -> None:
         try:
             # a pool that nobody has anything of keeps its capacity for a day
             idle = POOL_S if used == 0 else None
-            await store.put("pool", name, entry.value | {"used": used}, version=entry.version, ttl=idle)
+            await store.put(
+                "pool",
+                name,
+                entry.value | {"used": used},
+                version=entry.version,
+                ttl=idle,
+                size=POOL_BYTES,
+                owner=SAME,
+            )
             break
         except VersionMismatch:
             continue
@@ -117,8 +133,8 @@ class Lock(Request):
     """rm:lock"""
 
     key: str | None = None
-    ttl_ms: int | None = None
-    wait_ms: int | None = None
+    ttl_ms: Int | None = None
+    wait_ms: Int | None = None
     lease: str | None = None
     step: Step | None = None
 
@@ -141,7 +157,7 @@ async def lock(call: Call, request: Lock) -> Any:
         return {"lease": lease.id, "expires_at": lease.expires_at, "fence": lease.note.fence}
     call.check_steps(1)
     context = {"input": None, "prev": None, "results": {}, "fence": lease.note.fence}
-    running = lease.note.running = asyncio.ensure_future(call.run(request.step, context, 0))
+    running = lease.note.running = asyncio.ensure_future(call.step(request.step, context, 0))
     try:
         return await running
     except asyncio.CancelledError:
@@ -181,13 +197,24 @@ async def _acquire(call: Call, key: str, ttl: float, wait_ms: int | None) -> Lea
     async def attempt() -> Lease | None:
         try:
             # the version is the fence: it grows with every grant, of this key and all others
-            entry = await call.store.put("lock", key, {"reactor": call.session.name}, version=0)
+            session = call.session
+            runtime.leases.check_room(call.account, session, call.bounds.leases)
+            entry = await call.store.put(
+                "lock", key, {"reactor": session.name}, version=0, size=LOCK_BYTES, owner=call.stored
+            )
         except VersionMismatch:
             return None
         except StoreFull as error:
             raise full(error) from None
         return runtime.leases.grant(
-            "lock", key, call.principal.number, call.session, ttl, release, note=_Held(entry.version)
+            "lock",
+            key,
+            call.principal.number,
+            session,
+            ttl,
+            release,
+            note=_Held(entry.version),
+            account=call.account,
         )
 
     async def release(lease: Lease) -> None:
@@ -210,9 +237,9 @@ class Cache(Request):
     op: Literal["get", "set", "delete", "incr", "list", "fill"]
     key: str = ""
     value: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    ttl_ms: int | None = None
-    version: int | None = None
-    by: int | float | None = None
+    ttl_ms: Int | None = None
+    version: Int | None = None
+    by: Int | float | None = None
     after: str = ""
     step: Step | None = None
 
@@ -244,6 +271,8 @@ async def cache(call: Call, request: Cache) -> Any:
                 return await _incr(call, key, request, ttl)
             case _:
                 return await _fill(call, key, request, ttl)
+    except StoreFull as error:
+        raise full(error) from None
     except VersionMismatch as error:
         found = error.entry.version if error.entry is not None else 0
         raise Conflict(
@@ -253,13 +282,18 @@ async def cache(call: Call, request: Cache) -> Any:
 
 async def _set(call: Call, key: str, value: msgspec.Raw, version: int | None, ttl: float | None) -> Any:
     # a copy: what came borrows the frame that it came in
+    call.hold(len(value))
     kept = msgspec.Raw(bytes(value))
-    entry = await call.store.put("cache", key, kept, version=version, ttl=ttl, size=len(kept) + len(key) + 200)
+    call.runtime.watched.check_room("key", key, len(kept), call.stored)
+    size = len(kept) + len(key) + 200
+    entry = await call.store.put("cache", key, kept, version=version, ttl=ttl, size=size, owner=call.stored)
+    call.drop(len(value))
     await _tell(call, key, kept, entry.version)
     return {"value": kept, "version": entry.version, "found": True}
 
 
 async def _delete(call: Call, key: str, version: int | None) -> Any:
+    call.runtime.watched.check_room("key", key, 0, call.stored)
     entry = await call.store.get("cache", key)
     gone = await call.store.delete("cache", key, version=version)
     if not gone or entry is None:
@@ -272,14 +306,24 @@ async def _incr(call: Call, key: str, request: Cache, ttl: float | None) -> Any:
     by = 1 if request.by is None else request.by
     while True:
         entry = await call.store.get("cache", key)
-        before = msgspec.json.decode(entry.value) if entry is not None else 0
+        before: Any = 0
+        if entry is not None:
+            # no number is longer than this
+            before = msgspec.json.decode(entry.value) if len(entry.value) <= 400 else None
         if isinstance(before, bool) or not isinstance(before, int | float):
-            raise InvalidPacket(f"key {key!r}: expected a number to add to, found {type(before).__name__}")
+            raise InvalidPacket(f"key {key!r}: expected a number to add to, found something else")
         if request.version is not None and request.version != (entry.version if entry is not None else 0):
             raise VersionMismatch(entry)
         try:
-            after = msgspec.Raw(msgspec.json.encode(before + by))
-            return await _set(call, key, after, entry.version if entry is not None else 0, ttl)
+            after = before + by
+        except OverflowError:
+            after = math.inf
+        if not (math.isfinite(after) if isinstance(after, float) else abs(after) < MAX_SUM):
+            raise InvalidPacket(f"key {key!r}: the sum is larger than a number may be")
+        try:
+            # integers stay exact, however long
+            value = msgspec.Raw(str(after).encode() if isinstance(after, int) else msgspec.json.encode(after))
+            return await _set(call, key, value, entry.version if entry is not None else 0, ttl)
         except VersionMismatch:
             continue
 
@@ -314,13 +358,13 @@ async def _fill(call: Call, key: str, request: Cache, ttl: float | None) -> Any:
             return {"value": entry.value, "version": entry.version, "found": False}
         running = filling.get(key)
     call.check_steps(1)
+    call.hold(FILLING_BYTES)
     mine: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     filling[key] = mine
     try:
-        data = await call.run(request.step, {"input": None, "prev": None, "results": {}}, 0)
-        value = msgspec.Raw(msgspec.json.encode(data))
-        check_size(call, "value", value)
-        made = await _set(call, key, value, None, ttl)
+        data = await call.step(request.step, {"input": None, "prev": None, "results": {}}, 0)
+        check_size(call, "value", data)
+        made = await _set(call, key, data, None, ttl)
         return made | {"found": False}
     finally:
         del filling[key]
@@ -328,7 +372,8 @@ async def _fill(call: Call, key: str, request: Cache, ttl: float | None) -> Any:
 
 
 async def _tell(call: Call, key: str, value: msgspec.Raw | None, version: int) -> None:
-    await call.runtime.watched.note("key", key, {"key": key, "value": value, "version": version}, len(value or b""))
+    what = {"key": key, "value": value, "version": version}
+    await call.runtime.watched.note("key", key, what, len(value) if value is not None else 0, call.stored)
 
 
 ELEMENTS = (alloc, free, lock, cache)

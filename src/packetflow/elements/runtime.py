@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from packetflow.elements.expressions import expand
+from packetflow.elements.cause import Cause
+from packetflow.elements.expressions import View, compile_expression, expand
+from packetflow.elements.turns import Turns
 from packetflow.elements.watched import Watched
 from packetflow.errors import (
     Forbidden,
@@ -25,16 +28,64 @@ from packetflow.errors import (
     exception_for,
 )
 from packetflow.model import DEFAULT_TIMEOUT_MS, Packet, Result
-from packetflow.state import Alarms, Change, Leases, Lines, MemoryStore, Session, Sessions, Store, StoreFull
+from packetflow.state import (
+    SAME,
+    Alarms,
+    Change,
+    Entry,
+    Leases,
+    Lines,
+    MemoryStore,
+    Session,
+    Sessions,
+    Store,
+    StoreFull,
+    VersionMismatch,
+)
+from pfcore.budget import Account
 from pfcore.dispatch import Handler
 from pfcore.flights import Member, Principal
 from pfcore.reply import Reply
 
-__all__ = ["Bounds", "Call", "Element", "Host", "Request", "Runtime", "Step", "element"]
+__all__ = [
+    "Bounds",
+    "Call",
+    "Element",
+    "Host",
+    "Int",
+    "Request",
+    "Results",
+    "Runtime",
+    "Standing",
+    "Step",
+    "element",
+    "key_of",
+    "list_of",
+    "prefix_of",
+]
 
 log = logging.getLogger("packetflow.elements")
 
 T = TypeVar("T")
+
+NEVER_RAN = ("PF429", "PF503")
+"""Codes that say: it was not begun, send it again."""
+
+CALL_BYTES = 4096
+"""What a packet that waits takes besides its data: a task, coroutines, its places in tables."""
+STEP_BYTES = 256
+"""What a step in a packet's data takes besides its text."""
+SENT_BYTES = 1024
+"""What a step that nobody waits for takes besides its data, until it has ended."""
+RESULT_BYTES = 200
+"""What a result that is kept takes besides its text."""
+STANDING_BYTES = 1024
+"""What a timer or reaction takes besides its step."""
+ORPHANS = 134_217_728
+"""Bytes held for all packets together whose links had gone before they began."""
+
+Int = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+"""An integer of a packet: what is larger is refused by its name before anything is reckoned with it."""
 
 MAX_NAME = 256
 MAX_TTL_MS = 86_400_000
@@ -45,10 +96,13 @@ DEFAULT_TTL_MS = 30_000
 class Bounds:
     """How much the standard elements take; past each the answer is PF429 or PF400 and names it.
 
-    `steps` of a packet; `nesting` of elements; `iterations` of a loop; `waiters` of a
-    name; `names` of a kind; `value` and `cache`: bytes of a value, and of all that is
-    cached; `stream_items`, `stream_bytes`: of one stream; `timers`: timers and
-    reactions of a link.
+    Of one outermost packet with all that it sets off, nested packets and reactions
+    to its signals included: `steps`; `iterations` of its loops, maps and folds;
+    `result_bytes` of results kept at once; `evaluation_steps` of expressions and
+    references, some 0.2 µs each. `nesting` of elements; `waiters` of a name; `names`
+    of a kind; `value` and `cache`: bytes of a value, and of all that is cached;
+    `stream_items`, `stream_bytes`: of one stream; `timers`: timers and reactions of
+    a link; `leases`: of a link.
     """
 
     steps: int = 1000
@@ -61,6 +115,9 @@ class Bounds:
     stream_items: int = 100_000
     stream_bytes: int = 64 * 1_048_576
     timers: int = 10_000
+    leases: int = 10_000
+    result_bytes: int = 16 * 1_048_576
+    evaluation_steps: int = 5_000_000
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -82,9 +139,9 @@ class Step(Request, kw_only=True):
     group: str
     element: str
     data: msgspec.Raw = msgspec.Raw(b"null")
-    priority: int | None = None
-    timeout_ms: int | None = None
-    metadata: dict[str, Any] | None = None
+    priority: Int | float | None = None
+    timeout_ms: Int | None = None
+    metadata: msgspec.Raw = msgspec.Raw(b"null")
     as_: str | None = msgspec.field(name="as", default=None)
 
     @property
@@ -96,8 +153,8 @@ class Step(Request, kw_only=True):
 class Host(Protocol):
     """What the elements need of the gateway that they run in."""
 
-    def submit_as(self, principal: Principal, packet: Packet, retry: int = 0) -> Reply:
-        """Routes a packet as if this principal had submitted it."""
+    def submit_as(self, principal: Principal, packet: Packet, account: Account | None = None) -> Reply:
+        """Routes a packet as if this principal had submitted it; `account` pays. Its `Result` holds JSON."""
 
     def may_submit(self, principal: Principal, key: str) -> bool:
         """May it?"""
@@ -106,16 +163,28 @@ class Host(Protocol):
         """Who handles it."""
 
     def submit_to(self, member: Member, packet: Packet) -> Reply:
-        """Sends a packet to one reactor."""
+        """Sends a packet to one reactor. Its `Result` holds JSON."""
+
+    def spend(self, principal: Principal, count: int) -> bool:
+        """Counts packets against a principal's rate; False, and nothing is counted, where they are too many."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Nest:
-    """Whose a nested packet is, and how deep."""
+    """Whose a nested packet is, who pays for it, how deep it is, and what it counts for."""
 
     principal: Principal
     session: Session
+    account: Account
     depth: int
+    cause: Cause
+
+
+class _Received(NamedTuple):
+    """The data of a packet as an element takes it, and how many bytes it had."""
+
+    request: Any
+    size: int
 
 
 Function = Callable[["Call", Any], Awaitable[Any]]
@@ -160,6 +229,7 @@ class Runtime:
         store: Callable[[Alarms], Store] | None = None,
         gateway: Principal,
         admin: Any,
+        orphans: Account | None = None,
     ) -> None:
         self.host = host
         self.admin = admin
@@ -167,10 +237,15 @@ class Runtime:
         self.bounds = bounds or Bounds()
         self.loop = loop
         self.alarms = Alarms(loop)
+        self.turns = Turns(loop)
+        self.orphans = orphans or Account("links that have gone", ORPHANS)
+        """Pays for packets of anonymous links that had gone before they began."""
         self.store: Store = (store or self._memory)(self.alarms)
         self.lines = Lines(loop, self.bounds.waiters)
-        self.leases = Leases(self.alarms, self.spawn)
+        self.leases = Leases(self.alarms, self._later)
         self.watched = Watched(self.store, self.lines, self.alarms, self.spawn, self.bounds.names)
+        self.standing: dict[tuple[int, str, str], Standing] = {}
+        """Timers and reactions, by principal, kind and id."""
         self.sessions = Sessions(self.alarms)
         self.gateway = gateway
         self.nests: dict[str, _Nest] = {}
@@ -199,20 +274,42 @@ class Runtime:
         return [self._handler(one) for one in self.elements.values()]
 
     def _handler(self, one: Element) -> Handler:
-        function = one.function
+        def handle(received: _Received, packet: Packet, caller: Member | Principal) -> Awaitable[Any]:
+            return self.run(one, received.request, received.size, packet, caller)
 
-        def handle(request: Any, packet: Packet, caller: Member | Principal) -> Awaitable[Any]:
-            return function(Call(self, packet, caller), request)
+        decode_some: Callable[[bytes], Any] = msgspec.json.Decoder(one.request).decode
+        # data absent says as little as an empty object
+        optional = not any(field.required for field in msgspec.structs.fields(one.request))
 
-        decode: Callable[[bytes], Any] = msgspec.json.Decoder(one.request).decode
-        if not any(field.required for field in msgspec.structs.fields(one.request)):
-            # data absent says as little as an empty object
-            decode_some = msgspec.json.Decoder(one.request | None).decode
-
-            def decode(data: bytes) -> Any:
-                return decode_some(data) or one.request()
+        def decode(data: bytes) -> _Received:
+            request = one.request() if optional and data == b"null" else decode_some(data)
+            return _Received(request, len(data))
 
         return Handler(one.group, one.name, handle, decoder=decode, free=True, wants_caller=True)
+
+    async def run(self, one: Element, request: Any, size: int, packet: Packet, caller: Member | Principal) -> Any:
+        """One packet of an element: its bytes are its owner's until it ends, whatever the way."""
+        call = Call(self, packet, caller)
+        call.hold(CALL_BYTES + size + (len(call.metadata) if call.metadata is not None else 0))
+        try:
+            return await one.function(call, request)
+        except PacketFlowError as error:
+            if error.code in NEVER_RAN and call.begun > 0:
+                # something of it has run: nobody may take this for a packet that was not begun
+                raise exception_for("PF502", error.message, {**(error.details or {}), "code": error.code}) from None
+            raise
+        finally:
+            call.end()
+
+    def end_principal(self, principal: Principal) -> None:
+        """A principal is no more: its timers, reactions and leases end."""
+        for key, standing in list(self.standing.items()):
+            if key[0] == principal.number:
+                standing.end()
+        self.leases.end_principal(principal.number)
+
+    def _later(self, coroutine: Callable[[], Any], account: Account | None) -> None:
+        self.turns.when(account or self.orphans, lambda: self.spawn(coroutine()))
 
     def spawn(self, coroutine: Any) -> asyncio.Task[Any]:
         """Runs what nobody waits for; its failure is logged."""
@@ -234,54 +331,99 @@ class Runtime:
         """Ends everything."""
         self.lines.close()
         self.sessions.close()
+        for standing in list(self.standing.values()):
+            standing.end()
+        self.turns.close()
         self.alarms.close()
+        self.watched.close()
+        self.store.close()
         for task in self.tasks:
             task.cancel()
 
 
 class Call:
-    """One packet of a standard element: who submitted it, until when, what its steps may see."""
+    """One packet of a standard element: who submitted it, until when, what its steps may see, what it holds."""
 
-    __slots__ = ("_below", "_caller", "_session", "deadline", "depth", "packet", "principal", "runtime", "steps")
+    __slots__ = (
+        "_below",
+        "_caller",
+        "_ended",
+        "_held",
+        "_kept",
+        "_session",
+        "account",
+        "begun",
+        "cause",
+        "deadline",
+        "depth",
+        "id",
+        "metadata",
+        "principal",
+        "priority",
+        "runtime",
+    )
 
     def __init__(self, runtime: Runtime, packet: Packet, caller: Member | Principal) -> None:
         self.runtime = runtime
-        self.packet = packet
+        self.id = packet.id
+        self.priority = packet.priority
+        self.metadata = packet.raw_metadata
         self._caller = caller
         self._session: Session | None = None
         self._below: _Nest | None = None
-        self.steps = 0
+        self._held = 0
+        self._kept = 0
+        self._ended = False
+        self.begun = 0
+        """Steps that have begun, as far as is known: all that were submitted and not refused."""
         self.deadline = runtime.alarms.now() + (packet.timeout_ms or DEFAULT_TIMEOUT_MS) / 1000
         nest = runtime.nests.get(packet.id) if runtime.nests else None
         if nest is not None and _principal(caller) is nest.principal:
             self.principal = nest.principal
+            self.account = nest.account
             self._session = nest.session
             self.depth = nest.depth
+            self.cause = nest.cause
             if self.depth > runtime.bounds.nesting:
                 raise InvalidPacket(f"elements are nested {self.depth} deep, at most {runtime.bounds.nesting} may be")
         else:
             self.principal = _principal(caller)
+            account = caller.account
+            self.account = runtime.orphans if account is None else account
             self.depth = 1
+            self.cause = Cause(runtime.bounds)
 
-    def again(self, depth: int) -> Call:
-        """As this one, for what it set up and is due now."""
-        if depth > self.bounds.nesting:
-            raise InvalidPacket(f"elements are nested {depth} deep, at most {self.bounds.nesting} may be")
-        call = Call.__new__(Call)
-        call.runtime = self.runtime
-        call.packet = self.packet
-        call.principal = self.principal
-        call._caller = self._caller
-        call._session = self.session
+    @classmethod
+    def of(cls, standing: Standing, depth: int, cause: Cause) -> Call:
+        """What a timer or reaction does when it is due: as the packet that set it up, which has long ended."""
+        runtime = standing.runtime
+        if depth > runtime.bounds.nesting:
+            raise InvalidPacket(f"elements are nested {depth} deep, at most {runtime.bounds.nesting} may be")
+        call = cls.__new__(cls)
+        call.runtime = runtime
+        call.id = ""
+        call.priority = standing.priority
+        call.metadata = standing.metadata
+        call.principal = standing.principal
+        call.account = standing.account
+        call._caller = standing.principal
+        call._session = standing.session
         call._below = None
-        call.deadline = self.deadline
+        call._held = call._kept = call.begun = 0
+        call._ended = False
+        call.deadline = 0.0
         call.depth = depth
-        call.steps = 0
+        call.cause = cause
         return call
 
     @property
     def store(self) -> Store:
         return self.runtime.store
+
+    @property
+    def stored(self) -> Account | None:
+        """Pays for what outlives the link."""
+        return self.principal.stored
 
     @property
     def bounds(self) -> Bounds:
@@ -302,6 +444,47 @@ class Call:
                 self._session = sessions.of(caller.engine, self.principal.number)
         return self._session
 
+    # -- what it holds
+
+    def hold(self, size: int) -> None:
+        """So many bytes more are its owner's, until `drop` or the end of the packet."""
+        if self._ended:
+            raise asyncio.CancelledError
+        if not self.account.charge(size):
+            raise Overloaded(self.account.refusal(size), details={"retry_after_ms": 1000})
+        self._held += size
+
+    def drop(self, size: int) -> None:
+        """It holds them no more."""
+        self._held -= size
+        self.account.release(size)
+
+    def keep(self, size: int) -> None:
+        """So many bytes of results more are kept, until `lose` or the end of the packet."""
+        self.cause.keep(size)
+        try:
+            self.hold(size)
+        except BaseException:
+            self.cause.give_back(size)
+            raise
+        self._kept += size
+
+    def lose(self, size: int) -> None:
+        """They are kept no more."""
+        self._kept -= size
+        self.cause.give_back(size)
+        self.drop(size)
+
+    def end(self) -> None:
+        """It holds nothing any more."""
+        self._ended = True
+        held, self._held = self._held, 0
+        kept, self._kept = self._kept, 0
+        self.account.release(held)
+        self.cause.give_back(kept)
+
+    # -- time
+
     def remaining_ms(self) -> int:
         """Milliseconds until the packet's deadline."""
         return int((self.deadline - self.runtime.alarms.now()) * 1000)
@@ -316,52 +499,121 @@ class Call:
             raise InvalidPacket(f"wait_ms: expected 0 or more, got {wait_ms}")
         return min(self.deadline, self.runtime.alarms.now() + wait_ms / 1000)
 
+    async def turn(self) -> None:
+        """Before each piece of work: returns when it is this packet's turn."""
+        turns = self.runtime.turns
+        if turns.spent(self.account):
+            await turns.next(self.account)
+
     async def wait(
         self,
         kind: str,
-        name: str,
+        name: Hashable,
         attempt: Callable[[], Awaitable[T | None]],
         *,
         wait_ms: int | None,
         default_ms: int | None = None,
         otherwise: Callable[[], PacketFlowError] | None = None,
+        shown: str | None = None,
     ) -> T:
-        """What `attempt` gives, in turn; `otherwise` is raised when the wait is over (default: PF408)."""
+        """What `attempt` gives, in turn; `otherwise` is raised when the wait is over (default: PF408).
+
+        `shown`: the name for messages, where it is not `name`.
+        """
         until = self.until(wait_ms, default_ms)
         try:
             return await self.runtime.lines.wait(
-                kind, name, attempt, priority=self.packet.priority, until=until, session=lambda: self.session
+                kind,
+                name,
+                attempt,
+                priority=self.priority,
+                until=until,
+                session=lambda: self.session,
+                shown=shown,
             )
         except TimeoutError:
             if otherwise is not None:
                 raise otherwise() from None
-            raise PacketTimeout(f"{kind} {name!r}: the wait is over") from None
+            raise PacketTimeout(f"{kind} {name if shown is None else shown!r}: the wait is over") from None
+
+    async def update(
+        self,
+        kind: str,
+        name: str,
+        change: Callable[[Any], Any],
+        *,
+        size: int = 0,
+        ttl: Callable[[Any], float | None] | None = None,
+        owner: Account | None = None,
+    ) -> Entry | None:
+        """Changes what is kept of a name, whoever else does so meanwhile.
+
+        `change`: from the present value (None: there is none) to the new one (None:
+        delete it); it may raise, and may be called again. `ttl`: of the new value,
+        seconds. `owner`: pays from when the name is made until it leaves. Returns
+        the new entry.
+        """
+        store = self.store
+        while True:
+            entry = await store.get(kind, name)
+            version = entry.version if entry is not None else 0
+            value = change(entry.value if entry is not None else None)
+            try:
+                if value is None:
+                    if entry is not None:
+                        await store.delete(kind, name, version=version)
+                    return None
+                seconds = ttl(value) if ttl is not None else None
+                payer = owner if entry is None else SAME
+                return await store.put(kind, name, value, version=version, ttl=seconds, size=size, owner=payer)
+            except VersionMismatch:
+                continue
+            except StoreFull as error:
+                raise full(error) from None
+
+    # -- expressions
+
+    async def evaluate(self, work: Callable[[View], T], context: Mapping[str, Any]) -> T:
+        """What `work` finds in a context, in this packet's turn and within its bounds."""
+        await self.turn()
+        return self._evaluate(work, context)
+
+    def _evaluate(self, work: Callable[[View], T], context: Mapping[str, Any]) -> T:
+        meter = self.cause.meter()
+        began = time.perf_counter()
+        try:
+            return work(View(context, meter))
+        finally:
+            self.cause.settle(meter)
+            self.runtime.turns.took(self.account, time.perf_counter() - began)
+
+    def compile(self, text: str) -> None:
+        """Raises `InvalidPacket` for what is no expression."""
+        self._evaluate(lambda view: compile_expression(text, view.meter), {})
 
     # -- steps
 
     def check_steps(self, count: int) -> None:
-        """Counts steps against the bound."""
-        self.steps += count
-        if self.steps > self.bounds.steps:
-            raise InvalidPacket(f"{self.steps:,} steps in one packet, at most {self.bounds.steps:,} may be")
+        """Counts steps against the bound of the outermost packet."""
+        self.cause.step(count)
 
-    def build(self, step: Step, context: dict[str, Any] | None, timeout_ms: int | None = None) -> Packet:
+    def build(self, step: Step, context: Mapping[str, Any] | None, timeout_ms: int | None = None) -> Packet:
         """The packet of a step, references replaced. `timeout_ms`: instead of what is left of this packet's."""
         data: Any = step.data
-        if context is not None and _refers(bytes(step.data)):
-            data = expand(msgspec.json.decode(step.data), context)
+        if context is not None and _refers(bytes(data)):
+            data = self._evaluate(lambda view: expand(view.decode(step.data), view), context)
         left = self.remaining_ms() if timeout_ms is None else timeout_ms
         if left <= 0:
             raise PacketTimeout("the deadline has passed")
         timeout = left if step.timeout_ms is None else min(left, step.timeout_ms)
-        own = self.packet
+        own = step.metadata
         return Packet(
             step.group,
             step.element,
             data,
-            priority=own.priority if step.priority is None else step.priority,
+            priority=self.priority if step.priority is None else step.priority,  # type: ignore[arg-type] # 7.0 is 7
             timeout_ms=timeout,
-            metadata=own.metadata if step.metadata is None else step.metadata,
+            metadata=self.metadata if bytes(own) == b"null" else own,
         )
 
     def submit(self, packet: Packet) -> Reply:
@@ -371,53 +623,169 @@ class Call:
             raise InvalidPacket(f"elements are nested {self.depth + 1} deep, at most {runtime.bounds.nesting} may be")
         below = self._below
         if below is None:
-            below = self._below = _Nest(self.principal, self.session, self.depth + 1)
+            below = self._below = _Nest(self.principal, self.session, self.account, self.depth + 1, self.cause)
         runtime.nests[packet.id] = below
         try:
-            return runtime.host.submit_as(self.principal, packet)
+            return runtime.host.submit_as(self.principal, packet, self.account)
         except BaseException:
             del runtime.nests[packet.id]
             raise
 
-    def send(self, step: Step, context: dict[str, Any] | None, timeout_ms: int | None = None) -> None:
+    def send(self, step: Step, context: Mapping[str, Any] | None, timeout_ms: int) -> None:
         """Submits a step whose outcome nobody waits for; a refusal is logged."""
         packet = self.build(step, context, timeout_ms)
-        reply = self.submit(packet)
+        account = self.account
+        size = SENT_BYTES + len(step.data)
+        if not account.charge(size):
+            raise Overloaded(account.refusal(size), details={"retry_after_ms": 1000})
+        try:
+            reply = self.submit(packet)
+        except BaseException:
+            account.release(size)
+            raise
         nests = self.runtime.nests
 
         def ended(reply: Any) -> None:
             nests.pop(packet.id, None)
+            account.release(size)
             if not reply.cancelled() and (error := reply.exception()) is not None:
                 log.info("%s:%s, which nobody waits for: %s", packet.group, packet.element, error)
 
         reply.add_done_callback(ended)
 
-    async def result_of(self, step: Step, context: dict[str, Any] | None) -> Result:
-        """The result of a step, whatever it is."""
+    async def result_of(self, step: Step, context: Mapping[str, Any] | None) -> Result:
+        """The result of a step, whatever it is; its data is JSON."""
+        turns = self.runtime.turns
+        if turns.spent(self.account):
+            await turns.next(self.account)
         packet = self.build(step, context)
         reply = self.submit(packet)
+        self.begun += 1
         try:
             result: Result = await reply
-            return result
+        except PacketFlowError as error:
+            if error.code in NEVER_RAN:
+                self.begun -= 1
+            raise
         finally:
             self.runtime.nests.pop(packet.id, None)
+        if not result.ok and (result.error or {}).get("code") in NEVER_RAN:
+            self.begun -= 1
+        return result
 
-    async def run(self, step: Step, context: dict[str, Any] | None, place: int | str) -> Any:
-        """The data of a step; its failure is this packet's, with the place of the step."""
+    async def step(self, step: Step, context: Mapping[str, Any] | None, place: int | str) -> msgspec.Raw:
+        """The data of a step, JSON; its failure is this packet's, with the place of the step."""
+        # as `result_of`, without a coroutine more: workflows are made of this
+        turns = self.runtime.turns
+        if turns.spent(self.account):
+            await turns.next(self.account)
         try:
-            # as `result_of`, without a coroutine more: workflows are made of this
             packet = self.build(step, context)
             reply = self.submit(packet)
+            self.begun += 1
             try:
                 result = await reply
+            except PacketFlowError as error:
+                if error.code in NEVER_RAN:
+                    self.begun -= 1
+                raise
             finally:
                 self.runtime.nests.pop(packet.id, None)
         except PacketFlowError as error:
             raise step_failed(step, place, error.code, error.message, error.details) from None
         if result.ok:
-            return result.data
+            data: msgspec.Raw = result.data
+            return data
         failed = result.error or {}
+        if failed.get("code") in NEVER_RAN:
+            self.begun -= 1
         raise step_failed(step, place, failed.get("code", "PF500"), failed.get("message", ""), failed.get("details"))
+
+
+class Results:
+    """The context of steps that see one another's results; what is kept of them is counted."""
+
+    __slots__ = ("_call", "_named", "_previous", "values")
+
+    def __init__(self, call: Call, first: msgspec.Raw) -> None:
+        self._call = call
+        self._previous = 0  # bytes that `prev` alone keeps
+        self._named: dict[str, int] = {}
+        self.values: dict[str, Any] = {"input": first, "prev": first, "results": {}}
+
+    def came(self, data: msgspec.Raw, name: str | None) -> None:
+        """A step's data: `prev` from now on, and `name` in `results`."""
+        size = RESULT_BYTES + len(data)
+        # the one before leaves, and that of the same name
+        change = size - self._previous - (self._named.get(name, 0) if name is not None else 0)
+        if change > 0:
+            self._call.keep(change)
+        elif change < 0:
+            self._call.lose(-change)
+        self.values["prev"] = data
+        self._previous = size
+        if name is not None:
+            self._named[name] = size
+            self._previous = 0
+            self.values["results"][name] = data
+
+
+class Standing:
+    """A step that outlives the packet that set it up: a timer's, or a reaction's.
+
+    Its bytes are charged to the account of who set it up, until it ends: with
+    `end`, or with its session or principal.
+    """
+
+    __slots__ = ("_size", "account", "id", "kind", "metadata", "principal", "priority", "runtime", "session", "step")
+
+    def __init__(self, call: Call, kind: str, standing_id: str, step: Step) -> None:
+        runtime = call.runtime
+        # a copy: what came borrows the frame that it came in
+        self.step = msgspec.structs.replace(
+            step, data=msgspec.Raw(bytes(step.data)), metadata=msgspec.Raw(bytes(step.metadata))
+        )
+        self.runtime = runtime
+        self.kind = kind
+        self.id = standing_id
+        self.principal = call.principal
+        self.session = call.session
+        self.account = call.account
+        self.priority = call.priority
+        self.metadata = call.metadata
+        self._size = STANDING_BYTES + len(step.data) + len(step.metadata) + (len(call.metadata or b""))
+        most = runtime.bounds.timers
+        before = runtime.standing.get(self.key)
+        count = call.session.count("timer") + call.session.count("reaction")
+        if count - (before is not None and before.session is call.session) >= most:
+            raise Overloaded(f"{most:,} timers and reactions are this reactor's, the most that may")
+        if not self.account.charge(self._size):
+            raise Overloaded(self.account.refusal(self._size), details={"retry_after_ms": 1000})
+        # the same id again takes its place
+        if before is not None:
+            before.end()
+        runtime.standing[self.key] = self
+        self.session.hold((kind, standing_id), self.end)
+
+    @property
+    def key(self) -> tuple[int, str, str]:
+        return self.principal.number, self.kind, self.id
+
+    @property
+    def ended(self) -> bool:
+        return self.runtime.standing.get(self.key) is not self
+
+    def end(self) -> None:
+        """It does nothing any more; again is nothing."""
+        if self.ended:
+            return
+        del self.runtime.standing[self.key]
+        self.session.let_go((self.kind, self.id))
+        self.account.release(self._size)
+
+    def send(self, context: Mapping[str, Any], depth: int, cause: Cause) -> None:
+        """Submits the step as who set it up, `depth` deep."""
+        Call.of(self, depth, cause).send(self.step, context, self.step.timeout_ms or DEFAULT_TIMEOUT_MS)
 
 
 def step_failed(step: Step, place: int | str, code: str, message: str, details: Any) -> PacketFlowError:
@@ -436,6 +804,34 @@ def _refers(data: bytes) -> bool:
 
 def _principal(caller: Member | Principal) -> Principal:
     return caller if isinstance(caller, Principal) else caller.principal
+
+
+def key_of(*names: str) -> str:
+    """One name for the store of several, whatever is in them; those with the same first ones have one prefix."""
+    return "".join([f"{len(name)}:{name}:" for name in names[:-1]]) + names[-1]
+
+
+def prefix_of(*names: str) -> str:
+    """What all keys begin with whose first names these are."""
+    return key_of(*names, "")
+
+
+def list_of(view: View, data: msgspec.Raw, what: str) -> list[msgspec.Raw]:
+    """The items of a list, each JSON still."""
+    text = bytes(data)
+    if not text.startswith(b"["):
+        raise InvalidPacket(f"{what}: expected a list")
+    view.pay((text.count(b",") >> 2) + (len(text) >> 7))
+    return _decode_list(text)
+
+
+_decode_list: Callable[[bytes], list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def error_of(code: str, message: str, details: Any = None) -> msgspec.Raw:
+    """An error as a result has it."""
+    error = {"code": code, "message": message}
+    return msgspec.Raw(msgspec.json.encode(error | {"details": details} if details else error))
 
 
 def check_name(what: str, name: str) -> str:

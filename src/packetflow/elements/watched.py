@@ -7,24 +7,33 @@ from typing import Any
 
 from packetflow.errors import Conflict, Overloaded
 from packetflow.state import Alarm, Alarms, Lines, Patterns, Store
+from packetflow.state.store import ITEM_BYTES
+from pfcore.budget import Account
 
 __all__ = ["Watched"]
 
 KEPT = 600.0
 """Seconds that a pattern is kept up after it was last watched."""
+PATTERN_BYTES = 1024
+"""What a pattern takes, its log's own places included."""
+EVENT_BYTES = 200
 
 
 class _Pattern:
-    __slots__ = ("alarm", "since", "until")
+    __slots__ = ("alarm", "owner", "since", "until")
 
-    def __init__(self, since: int) -> None:
+    def __init__(self, since: int, owner: Account | None) -> None:
         self.since = since
+        self.owner = owner
         self.until = 0.0
         self.alarm: Alarm | None = None
 
 
 class Watched:
-    """Logs of ``event`` and ``key`` patterns. What nobody watches costs nothing."""
+    """Logs of ``event`` and ``key`` patterns. What nobody watches costs nothing.
+
+    A pattern is charged to who watched it first, what happened to who made it happen.
+    """
 
     def __init__(
         self,
@@ -41,30 +50,48 @@ class Watched:
         self._max_patterns = max_patterns
         self._patterns: dict[str, Patterns[str]] = {"event": Patterns(), "key": Patterns()}
         self._kept: dict[tuple[str, str], _Pattern] = {}
+        self._owned: dict[Account, int] = {}  # who watched first -> how many
 
-    async def note(self, kind: str, name: str, what: dict[str, Any], size: int) -> int:
+    def check_room(self, kind: str, name: str, size: int, owner: Account | None) -> None:
+        """Raises `Overloaded` where the owner cannot pay for what would be noted: before anything has happened."""
+        patterns = self._patterns[kind]
+        if owner is None or not patterns:
+            return
+        more = len(patterns.match(name)) * (size + EVENT_BYTES + ITEM_BYTES)
+        if not owner.may(more):
+            raise Overloaded(owner.refusal(more), details={"retry_after_ms": 1000})
+
+    async def note(self, kind: str, name: str, what: dict[str, Any], size: int, owner: Account | None = None) -> int:
         """Something happened to a name: it goes to whoever watches it. How many waited just now."""
         patterns = self._patterns[kind]
         if not patterns:
             return 0
         waited = 0
         for pattern in patterns.match(name):
-            await self._store.append(kind, pattern, [(what, size + 200)])
+            # not refused: it has happened, and nothing that is watched may be missed
+            await self._store.append(kind, pattern, [(what, size + EVENT_BYTES)], owner=owner, must=True)
             waited += self._lines.waiting(kind, pattern)
             self._lines.wake(kind, pattern)
         return waited
 
-    def keep(self, kind: str, pattern: str) -> int:
+    def keep(self, kind: str, pattern: str, owner: Account | None = None) -> int:
         """Logs a pattern from now on, if it was not; the cursor of this moment."""
         kept = self._kept.get((kind, pattern))
         now = self._store.revision()
         if kept is None:
-            if len(self._kept) >= self._max_patterns:
+            most = self._max_patterns
+            if owner is not None and 2 * self._owned.get(owner, 0) > len(self._kept):
+                most -= self._max_patterns >> 3  # as names of the store: the last eighth is for others
+            if len(self._kept) >= most:
                 raise Overloaded(
-                    f"{self._max_patterns:,} names are watched already, the most that may",
+                    f"{len(self._kept):,} names are watched already, the most that may",
                     details={"retry_after_ms": 1000},
                 )
-            kept = self._kept[kind, pattern] = _Pattern(now)
+            if owner is not None and not owner.charge(PATTERN_BYTES):
+                raise Overloaded(owner.refusal(PATTERN_BYTES), details={"retry_after_ms": 1000})
+            if owner is not None:
+                self._owned[owner] = self._owned.get(owner, 0) + 1
+            kept = self._kept[kind, pattern] = _Pattern(now, owner)
             self._patterns[kind].add(pattern, pattern)
         kept.until = self._alarms.now() + KEPT
         if kept.alarm is None:
@@ -97,5 +124,21 @@ class Watched:
             kept.alarm = self._alarms.at(kept.until, lambda: self._look(kind, pattern))
             return
         del self._kept[kind, pattern]
+        if kept.owner is not None:
+            kept.owner.release(PATTERN_BYTES)
+            self._owned[kept.owner] -= 1
+            if not self._owned[kept.owner]:
+                del self._owned[kept.owner]
         self._patterns[kind].remove(pattern, pattern)
         self._spawn(self._store.forget(kind, pattern))
+
+    def close(self) -> None:
+        """The gateway has ended: nobody pays any more."""
+        for kept in self._kept.values():
+            if kept.alarm is not None:
+                kept.alarm.cancel()
+            if kept.owner is not None:
+                kept.owner.release(PATTERN_BYTES)
+        self._kept.clear()
+        self._owned.clear()
+        self._patterns = {"event": Patterns(), "key": Patterns()}

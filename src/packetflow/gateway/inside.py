@@ -10,6 +10,7 @@ from typing import Any
 from packetflow.errors import ConnectionLost, Forbidden
 from packetflow.gateway.access import GATEWAY_ROLE, NOBODY_ROLE
 from packetflow.model import Packet
+from pfcore.budget import Account
 from pfcore.client import Submitter
 from pfcore.engine import Engine
 from pfcore.flights import Member, Principal
@@ -24,12 +25,28 @@ _FOREVER = 1e6
 """Seconds: a loopback needs neither heartbeats nor signs of life."""
 
 
+IDLE = 10.0
+"""Seconds that an anonymous link's way is kept when nothing is under way on it."""
+
+
 class _Way(Submitter):
-    """Packets of one principal, over a loopback of their own: they are authorised, counted and routed as his."""
+    """Packets of one principal that one account pays for, over a loopback of their own.
+
+    So they are authorised, counted and routed as his, and held for that account.
+    """
 
     def __init__(self, loopback: Loopback) -> None:
         self.loopback = loopback
+        self.timer: asyncio.TimerHandle | None = None
+        self.used = 0.0  # loop time
+        self.leaving = False  # its link has gone: it ends with what is under way
         self._bind(loopback)
+
+    @property
+    def idle(self) -> bool:
+        """Is nothing under way on it?"""
+        near = self.loopback.engine
+        return near.in_flight == 0 and near.queued == 0
 
 
 class Inside:
@@ -52,46 +69,74 @@ class Inside:
             "max_buffer": 1 << 28,
         }
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ways: dict[Principal, _Way] = {}
+        self._ways: dict[tuple[Principal, Account | None], _Way] = {}
+        self._kept: frozenset[Principal] | None = None
         self._direct: dict[Engine, Submitter] = {}
         self.gateway = Principal("gateway", 1, GATEWAY_ROLE)
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """The gateway submits from now on."""
         self._loop = loop
-        self._switch.set_inner(self._open_way(self.gateway).loopback.far)
+        self._switch.set_inner(self._way(self.gateway, None).loopback.far)
 
     def close(self) -> None:
         """Ends what was submitted and is not answered."""
-        for principal in list(self._ways):
-            self._close_way(principal)
+        for key in list(self._ways):
+            self._close_way(key)
         self._direct.clear()
         self._loop = None
 
     def keep_only(self, alive: Iterable[Principal]) -> None:
-        """Other principals have lost their credentials: what is under way for them ends."""
-        kept = {*alive, self.gateway}
-        for principal in [principal for principal in self._ways if principal not in kept]:
-            self._close_way(principal)
+        """Other principals have lost their credentials: what is under way for them ends, and nothing more begins."""
+        self._kept = frozenset((*alive, self.gateway))
+        for key in [key for key in self._ways if not self._is_kept(key[0])]:
+            self._close_way(key)
+
+    def _is_kept(self, principal: Principal) -> bool:
+        """Has it its credentials still? Links without any are one principal, whatever object stands for it."""
+        if self._kept is None or principal in self._kept:
+            return True
+        return principal.number == 0 and any(one.number == 0 for one in self._kept)
 
     def forget(self, engine: Engine) -> None:
-        """A link has gone."""
+        """A link has gone. An anonymous one's way ends once nothing is under way on it."""
         self._direct.pop(engine, None)
+        member = engine.member
+        if member is None or member.principal.account is not None:
+            return
+        key = (member.principal, member.account)
+        way = self._ways.get(key)
+        if way is not None:
+            way.leaving = True
+            self._look_soon(key, way, 0.0)
 
     @property
     def own(self) -> Submitter:
         """Submits as the gateway."""
-        return self._way(self.gateway)
+        return self._way(self.gateway, None)
 
     # -- as the elements' host
 
-    def submit_as(self, principal: Principal, packet: Packet, retry: int = 0) -> Reply:
-        """Routes a packet as if this principal had submitted it."""
-        return self._way(principal).submit(packet, retry=retry)
+    def submit_as(self, principal: Principal, packet: Packet, account: Account | None = None) -> Reply:
+        """Routes a packet as if this principal had submitted it; `account` pays for it. Its `Result` holds JSON.
+
+        `Forbidden` where the principal has lost its credentials.
+        """
+        if not self._is_kept(principal):
+            raise Forbidden("these credentials are no longer valid")
+        # a principal with an account of its own pays out of that, whoever asks
+        account = principal.account if principal.account is not None or principal is self.gateway else account
+        return self._way(principal, account).submit(packet, raw=True)
 
     def may_submit(self, principal: Principal, key: str) -> bool:
         """May it submit to this ``group:element``?"""
+        if not self._is_kept(principal):
+            return False
         return bool(self._masks(key)[0] >> principal.role & 1)
+
+    def spend(self, principal: Principal, count: int) -> bool:
+        """Counts packets against a principal's rate; False, and nothing is counted, where they are too many."""
+        return principal.spend_many(count, time.monotonic_ns())
 
     def reactors_for(self, key: str) -> list[Member]:
         """Who handles it, and takes new work."""
@@ -104,7 +149,7 @@ class Inside:
         ]
 
     def submit_to(self, member: Member, packet: Packet) -> Reply:
-        """Sends a packet to one reactor."""
+        """Sends a packet to one reactor. Its `Result` holds JSON."""
         submitter = self._direct.get(member.engine)
         if submitter is None:
             link = self._link_of(member.engine)
@@ -112,33 +157,59 @@ class Inside:
                 raise ConnectionLost("the reactor has gone")
             submitter = self._direct[member.engine] = Submitter()
             submitter._bind(link)
-        return submitter.submit(packet)
+        return submitter.submit(packet, raw=True)
 
     # -- ways
 
-    def _way(self, principal: Principal) -> _Way:
-        way = self._ways.get(principal)
+    def _way(self, principal: Principal, account: Account | None) -> _Way:
+        key = (principal, account)
+        way = self._ways.get(key)
         if way is None:
             if self._loop is None:
                 raise ConnectionLost("not started: use `async with`, or await start() first")
             if principal.role == NOBODY_ROLE:
                 # a way would be opened again, and nobody would close it
                 raise Forbidden(f"principal {principal.name!r} is no more")
-            way = self._open_way(principal)
+            way = self._ways[key] = self._open_way(principal, account)
+        if principal.account is None and principal is not self.gateway:
+            way.used = self._loop.time() if self._loop is not None else 0.0
+            if way.timer is None:
+                self._look_soon(key, way, IDLE)
         return way
 
-    def _open_way(self, principal: Principal) -> _Way:
+    def _open_way(self, principal: Principal, account: Account | None) -> _Way:
         assert self._loop is not None
         near = Engine(client=False, max_pending=1 << 20, **self._settings)
         far = Engine(client=False, acceptor=self._switch, window=1 << 24, **self._settings)
         loopback = Loopback(near, far, loop=self._loop)
-        self._switch.admit(far, principal, ())
+        self._switch.admit(far, principal, (), account)
         self._switch.join(far)
         loopback.open_up()
-        way = self._ways[principal] = _Way(loopback)
-        return way
+        return _Way(loopback)
 
-    def _close_way(self, principal: Principal) -> None:
-        loopback = self._ways.pop(principal).loopback
+    def _look_soon(self, key: tuple[Principal, Account | None], way: _Way, delay: float) -> None:
+        if self._loop is None:
+            return
+        if way.timer is not None:
+            way.timer.cancel()
+        way.timer = self._loop.call_later(delay, self._look, key, way)
+
+    def _look(self, key: tuple[Principal, Account | None], way: _Way) -> None:
+        """Ends an anonymous link's way that is not needed any more."""
+        way.timer = None
+        if self._loop is None or self._ways.get(key) is not way:
+            return
+        unused = self._loop.time() - way.used
+        if way.idle and (way.leaving or unused >= IDLE):
+            self._close_way(key)
+        else:
+            # what is under way ends by its deadline at the latest, and looks are cheap
+            self._look_soon(key, way, 0.1 if way.leaving else IDLE)
+
+    def _close_way(self, key: tuple[Principal, Account | None]) -> None:
+        way = self._ways.pop(key)
+        if way.timer is not None:
+            way.timer.cancel()
+        loopback = way.loopback
         loopback.shut("PF503", "the gateway was stopped")
         self._switch.leave(loopback.far, time.monotonic_ns())

@@ -71,13 +71,13 @@ class Peer(Submitter):
         """What it announced to handle: ``["df:transform"]``; empty if it announced nothing."""
         return list(self._engine.peer_capabilities or ())
 
-    def submit(self, packet: Packet | Mapping[str, Any], *, retry: int | bool = 0) -> Reply:
+    def submit(self, packet: Packet | Mapping[str, Any], *, retry: int | bool = 0, raw: bool = False) -> Reply:
         """As `Reactor.submit`, to this reactor. Raises `Forbidden`, too."""
         if isinstance(packet, Packet):
             self._check(packet.group, packet.element)
         elif isinstance(packet, Mapping):
             self._check(packet.get("group"), packet.get("element"))
-        return super().submit(packet, retry=retry)
+        return super().submit(packet, retry=retry, raw=raw)
 
     def call(
         self,

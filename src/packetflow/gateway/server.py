@@ -312,7 +312,13 @@ class Gateway(HandlerRegistry, Toolbox):
         if self._bounds is None:
             return
         self._elements = Runtime(
-            self._inside, STANDARD, loop=loop, bounds=self._bounds, gateway=self._inside.gateway, admin=Admin(self)
+            self._inside,
+            STANDARD,
+            loop=loop,
+            bounds=self._bounds,
+            gateway=self._inside.gateway,
+            admin=Admin(self),
+            orphans=self._budgets.account("links that have gone"),
         )
         for handler in self._elements.handlers():
             if handler.key not in self._dispatcher.keys:

@@ -9,9 +9,10 @@ from packetflow.state.leases import Lease, Leases
 from packetflow.state.lines import Lines
 from packetflow.state.patterns import Patterns
 from packetflow.state.sessions import Session, Sessions
-from packetflow.state.store import Change, Entry, MemoryStore, Store, StoreFull, Subscription, VersionMismatch
+from packetflow.state.store import SAME, Change, Entry, MemoryStore, Store, StoreFull, Subscription, VersionMismatch
 
 __all__ = [
+    "SAME",
     "Alarm",
     "Alarms",
     "Change",

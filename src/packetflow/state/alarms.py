@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
 __all__ = ["Alarm", "Alarms"]
 
 log = logging.getLogger("packetflow.state")
+
+SLICE = 0.001
+"""Seconds that alarms may take before the rest of the loop has its turn."""
 
 
 class Alarm:
@@ -45,6 +49,8 @@ class Alarms:
         self._timer_at = 0.0
         self._numbers = 0
         self._cancelled = 0
+        self._more: asyncio.Handle | None = None  # to ring what was left when the slice was over
+        self._ringing = False
 
     def __len__(self) -> int:
         return len(self._heap) - self._cancelled
@@ -58,7 +64,7 @@ class Alarms:
         self._numbers += 1
         alarm = Alarm(self, when, self._numbers, callback)
         heapq.heappush(self._heap, alarm)
-        if self._timer is None or when < self._timer_at:
+        if not self._ringing and self._more is None and (self._timer is None or when < self._timer_at):
             self._arm(when)
         return alarm
 
@@ -69,6 +75,9 @@ class Alarms:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._more is not None:
+            self._more.cancel()
+            self._more = None
 
     def _arm(self, when: float) -> None:
         if self._timer is not None:
@@ -77,20 +86,28 @@ class Alarms:
         self._timer = self._loop.call_at(when, self._ring)
 
     def _ring(self) -> None:
-        self._timer = None
+        self._timer = self._more = None
         now = self._loop.time()
-        while self._heap and self._heap[0].when <= now:
-            alarm = heapq.heappop(self._heap)
-            callback, alarm.callback = alarm.callback, None
-            if callback is None:
-                self._cancelled -= 1
-                continue
-            try:
-                callback()
-            except Exception:
-                log.exception("an alarm failed")
-        if self._heap and self._timer is None:
-            self._arm(self._heap[0].when)
+        ends = time.monotonic() + SLICE
+        self._ringing = True
+        try:
+            while self._heap and self._heap[0].when <= now and time.monotonic() < ends:
+                alarm = heapq.heappop(self._heap)
+                callback, alarm.callback = alarm.callback, None
+                if callback is None:
+                    self._cancelled -= 1
+                    continue
+                try:
+                    callback()
+                except Exception:
+                    log.exception("an alarm failed")
+        finally:
+            self._ringing = False
+            # only now: what was set meanwhile may come before or after what was there
+            if self._heap and self._heap[0].when <= now:
+                self._more = self._loop.call_soon(self._ring)
+            elif self._heap:
+                self._arm(self._heap[0].when)
 
     def _tidy(self) -> None:
         # cancelled ones leave when they are due; where they are the most they leave now

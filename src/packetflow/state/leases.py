@@ -7,20 +7,36 @@ import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from packetflow.errors import Overloaded
 from packetflow.state.alarms import Alarm, Alarms
 from packetflow.state.sessions import Session
+from pfcore.budget import Account
 
 __all__ = ["Lease", "Leases"]
 
+LEASE_BYTES = 1024
+"""What a lease takes: itself, its alarm, its places in tables, what ends it."""
+
 
 class Lease:
-    """A grant. `kind`, `name`: of what; `principal`: whose, nobody else can free or renew it; `note`: the giver's."""
+    """A grant. `kind`, `name`: of what; `principal`: whose, nobody else can free or renew it; `note`: the giver's.
 
-    __slots__ = ("_alarm", "_end", "expires_at", "id", "kind", "name", "note", "principal", "session")
+    `account`: pays for it until it ends; None: nobody.
+    """
+
+    __slots__ = ("_alarm", "_end", "account", "expires_at", "id", "kind", "name", "note", "principal", "session")
 
     def __init__(
-        self, kind: str, name: str, principal: int, session: Session, end: Callable[[Lease], Awaitable[None]], note: Any
+        self,
+        kind: str,
+        name: str,
+        principal: int,
+        session: Session,
+        end: Callable[[Lease], Awaitable[None]],
+        note: Any,
+        account: Account | None,
     ) -> None:
+        self.account = account
         self.id = str(uuid.uuid4())
         self.kind = kind
         self.name = name
@@ -35,12 +51,15 @@ class Lease:
 class Leases:
     """The leases of a gateway. `end` of a lease runs once, in whichever of the three ways it ends.
 
-    `spawn`: runs what ends a lease whose time is over, or whose holder is gone.
+    `later`: runs what ends a lease whose time is over, or whose holder is gone, soon
+    and out of the account that paid for it: there may be many at once.
     """
 
-    def __init__(self, alarms: Alarms, spawn: Callable[[Coroutine[Any, Any, Any]], object]) -> None:
+    def __init__(
+        self, alarms: Alarms, later: Callable[[Callable[[], Coroutine[Any, Any, Any]], Account | None], object]
+    ) -> None:
         self._alarms = alarms
-        self._spawn = spawn
+        self._later = later
         self._leases: dict[str, Lease] = {}
 
     def __len__(self) -> int:
@@ -55,13 +74,24 @@ class Leases:
         ttl: float,
         end: Callable[[Lease], Awaitable[None]],
         note: Any = None,
+        account: Account | None = None,
     ) -> Lease:
-        """A lease of `ttl` seconds."""
-        lease = Lease(kind, name, principal, session, end, note)
+        """A lease of `ttl` seconds. Its account pays even past its bound: ask `check_room` before."""
+        lease = Lease(kind, name, principal, session, end, note, account)
+        if account is not None:
+            account.insist(LEASE_BYTES)
         self._leases[lease.id] = lease
         session.hold(("lease", lease.id), lambda: self._lapse(lease))
         self.renew(lease, ttl)
         return lease
+
+    @staticmethod
+    def check_room(account: Account, session: Session, most: int) -> None:
+        """Raises `Overloaded` where the account cannot pay for a lease, or the session has so many already."""
+        if session.count("lease") >= most:
+            raise Overloaded(f"{most:,} leases are this reactor's, the most that may", details={"retry_after_ms": 1000})
+        if not account.may(LEASE_BYTES):
+            raise Overloaded(account.refusal(LEASE_BYTES), details={"retry_after_ms": 1000})
 
     def find(self, lease_id: str, principal: int) -> Lease | None:
         """The lease of that id, if it is this principal's."""
@@ -82,13 +112,20 @@ class Leases:
         await lease._end(lease)
         return True
 
+    def end_principal(self, principal: int) -> None:
+        """Ends all leases of a principal."""
+        for lease in [lease for lease in self._leases.values() if lease.principal == principal]:
+            self._lapse(lease)
+
     def _lapse(self, lease: Lease) -> None:
         if self._take(lease):
-            self._spawn(lease._end(lease))  # type: ignore[arg-type]
+            self._later(lambda: lease._end(lease), lease.account)  # type: ignore[arg-type, return-value]
 
     def _take(self, lease: Lease) -> bool:
         if self._leases.pop(lease.id, None) is None:
             return False
+        if lease.account is not None:
+            lease.account.release(LEASE_BYTES)
         if lease._alarm is not None:
             lease._alarm.cancel()
         lease.session.let_go(("lease", lease.id))

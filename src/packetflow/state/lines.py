@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import TypeVar
 
 from packetflow.errors import Overloaded, Unavailable
@@ -34,29 +34,31 @@ class Lines:
     def __init__(self, loop: asyncio.AbstractEventLoop, max_waiters: int = 10_000) -> None:
         self._loop = loop
         self._max_waiters = max_waiters
-        self._lines: dict[tuple[str, str], list[_Place]] = {}
+        self._lines: dict[tuple[str, Hashable], list[_Place]] = {}
         self._numbers = itertools.count()
         self._closed = False
 
-    def waiting(self, kind: str, name: str) -> int:
+    def waiting(self, kind: str, name: Hashable) -> int:
         """How many wait for a name."""
         return len(self._lines.get((kind, name), ()))
 
     async def wait(
         self,
         kind: str,
-        name: str,
+        name: Hashable,
         attempt: Callable[[], Awaitable[T | None]],
         *,
         priority: int,
         until: float,
         session: Callable[[], Session] | None = None,
+        shown: str | None = None,
     ) -> T:
         """What `attempt` gives as soon as it gives something, tried in turn and at every `wake`.
 
         `until`: loop time; TimeoutError when it comes, at once if it has come and
         the first attempt gave nothing, or others wait already. `session`: whose
-        the wait is; it is cancelled when that ends.
+        the wait is; it is cancelled when that ends. `shown`: the name for messages,
+        where it is not `name`.
         """
         key = (kind, name)
         line = self._lines.get(key)
@@ -68,16 +70,17 @@ class Lines:
             raise TimeoutError
         if self._closed:
             raise Unavailable("the gateway is stopping")
-        line = self._lines.setdefault(key, [])
-        if len(line) >= self._max_waiters:
+        if self.waiting(kind, name) >= self._max_waiters:
+            what = name if shown is None else shown
             raise Overloaded(
-                f"{self._max_waiters:,} wait for {name!r} already, the most that may", details={"retry_after_ms": 1000}
+                f"{self._max_waiters:,} wait for {what!r} already, the most that may", details={"retry_after_ms": 1000}
             )
-        place = _Place(priority, next(self._numbers), self._loop.create_future())
-        bisect.insort(line, place)
-        held = ("wait", str(place.number))
         task = asyncio.current_task()
         holder = session() if session is not None and task is not None else None
+        place = _Place(priority, next(self._numbers), self._loop.create_future())
+        held = ("wait", str(place.number))
+        line = self._lines.setdefault(key, [])
+        bisect.insort(line, place)
         if holder is not None and task is not None:
             holder.hold(held, lambda: _cancel(task))
         try:
@@ -98,7 +101,7 @@ class Lines:
             elif self._lines.get(key) is line:
                 del self._lines[key]
 
-    def wake(self, kind: str, name: str) -> None:
+    def wake(self, kind: str, name: Hashable) -> None:
         """Something changed: the first in the line tries, and when it leaves the next."""
         line = self._lines.get((kind, name))
         if line:

@@ -1,0 +1,98 @@
+"""What the gateway submits for others: by whose role, out of whose account, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from packetflow import Access, Gateway, Identity, Reactor, Role
+from packetflow.elements import seq, step
+from packetflow.gateway import hash_token, inside
+from tests.elements.conftest import refused, until
+
+ECHO = step("df", "echo", 1)
+
+
+async def ask(client: Reactor, packet: dict[str, Any]) -> Any:
+    return await client.call(packet["group"], packet["element"], packet["data"])
+
+
+def ways(hub: Gateway) -> dict[Any, Any]:
+    return hub._inside._ways
+
+
+async def test_nested_packets_of_anonymous_links_are_paid_for_by_each(hub: Gateway) -> None:
+    hub.register("df", "echo", lambda data: data)
+    async with Reactor(hub.endpoint) as one, Reactor(hub.endpoint) as two:
+        for client in (one, two):
+            await ask(client, seq(ECHO, seq(ECHO)))
+        members = [
+            member for member in hub.switch.links if member.principal.number == 0 and member.engine in hub._links
+        ]
+        accounts = {member.account for member in members}
+        assert len(accounts) == 2
+        used = {key: way for key, way in ways(hub).items() if key[0].number == 0}
+        assert {key[1] for key in used} == accounts
+        for (_, account), way in used.items():
+            assert way.loopback.far.member.account is account
+    # their ways end with their links
+    await until(lambda: not [key for key in ways(hub) if key[0].number == 0])
+    assert all(account.held == 0 for account in accounts)
+
+
+async def test_principals_have_one_way_whatever_their_links() -> None:
+    access = Access.of([Role("user", submit=("*:*",))], [Identity("user", "user", tokens=(hash_token("token"),))])
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1", access=access) as hub:
+        hub.register("df", "echo", lambda data: data)
+        for _ in range(2):
+            async with Reactor(hub.endpoint, token="token") as one:
+                await ask(one, seq(ECHO))
+        assert [key[0].name for key in ways(hub)] == ["gateway", "user"]
+        hub.set_access(Access.of([Role("user", submit=("*:*",))], [Identity("other", "user")]))
+        assert [key[0].name for key in ways(hub)] == ["gateway"]
+
+
+async def test_a_way_stays_until_what_is_under_way_has_ended(hub: Gateway, client: Reactor) -> None:
+    other = Reactor(hub.endpoint, reconnect=False, name="other")
+    await other.start()
+    await other.react("e", step("df", "sleep", 0.3))
+    await client.signal("e")
+    key = next(key for key in ways(hub) if key[0].number == 0 and ways(hub)[key].loopback.engine.in_flight)
+    way = ways(hub)[key]
+    await other.stop()
+    await until(lambda: way.leaving)
+    await asyncio.sleep(0)
+    assert ways(hub).get(key) is way
+    await until(lambda: key not in ways(hub))
+    assert hub.switch.elements["df:sleep"].succeeded == 1
+
+
+async def test_a_way_that_is_made_after_its_link_has_gone_ends_too(
+    hub: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inside, "IDLE", 0.05)
+    hub.register("df", "echo", lambda data: data)
+    other = Reactor(hub.endpoint, reconnect=False)
+    await other.start()
+    await other.timer(step("df", "echo"), after=0.05)
+    await other.stop()
+    await until(lambda: hub.switch.elements.get("df:echo") is not None and hub.switch.elements["df:echo"].succeeded)
+    await until(lambda: not [key for key in ways(hub) if key[0].number == 0])
+
+
+async def test_steps_stay_json(hub: Gateway, client: Reactor) -> None:
+    """Numbers that no float holds and the order of keys go through a workflow as they came."""
+    big = {"z": 12345678901234567890123, "a": [1.0, 1e5], "é": "\u2028"}
+    assert await ask(client, seq(step("df", "echo", big), step("df", "echo", {"$": "prev"}))) == big
+
+
+async def test_metadata_reaches_the_steps(hub: Gateway, client: Reactor) -> None:
+    seen: list[Any] = []
+    hub.register("df", "meta", lambda data, packet: seen.append(packet.metadata))
+    packet = {"group": "cf", "element": "seq", "metadata": {"key": "k"}, "data": seq(step("df", "meta"), step("df", "meta", metadata={"key": "l"}))["data"]}  # fmt: skip
+    assert (await client.submit(packet)).ok
+    assert seen == [{"key": "k"}, {"key": "l"}]
+    wrong = seq({**step("df", "meta"), "metadata": [1]})
+    assert (await refused(ask(client, wrong))).code == "PF400"

@@ -1,0 +1,201 @@
+"""Work in turns: a slice in each iteration of the loop, shared by measured time between accounts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from typing import Any
+
+import pytest
+
+from packetflow.elements.turns import SLICE, Turns
+from pfcore.budget import Account
+
+
+class Clock:
+    """Moved by hand: what a piece of work takes is what a test says."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def accounts(*names: str) -> list[Account]:
+    return [Account(name, 1000) for name in names]
+
+
+async def worker(turns: Turns, clock: Clock, account: Account, takes: float, pieces: int, done: list[Any]) -> None:
+    for _ in range(pieces):
+        if turns.spent(account):
+            await turns.next(account)
+        clock.now += takes
+        done.append(account.name)
+
+
+async def test_nobody_waits_while_the_slice_is_not_used_up(clock: Clock) -> None:
+    turns = Turns(asyncio.get_running_loop(), clock)
+    (one,) = accounts("one")
+    assert not turns.spent(one)
+    clock.now += SLICE / 2
+    assert not turns.spent(one)
+    clock.now += SLICE / 2
+    assert turns.spent(one)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not turns.spent(one)
+
+
+async def test_a_round_is_one_slice_long(clock: Clock) -> None:
+    turns = Turns(asyncio.get_running_loop(), clock)
+    (one,) = accounts("one")
+    done: list[Any] = []
+    tasks = [asyncio.ensure_future(worker(turns, clock, one, SLICE / 4, 10, done)) for _ in range(10)]
+    before = 0
+    while not all(task.done() for task in tasks):
+        await asyncio.sleep(0)
+        # what began before the slice was used up, and what the last piece takes
+        assert len(done) - before <= 5
+        before = len(done)
+    assert len(done) == 100
+
+
+async def test_who_has_many_waiting_has_no_more_time_than_who_has_one(clock: Clock) -> None:
+    turns = Turns(asyncio.get_running_loop(), clock)
+    many, few = accounts("many", "few")
+    done: list[Any] = []
+    tasks = [asyncio.ensure_future(worker(turns, clock, many, SLICE / 4, 50, done)) for _ in range(100)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    start = len(done)
+    await worker(turns, clock, few, SLICE / 4, 50, done)
+    assert len(done) - start <= 2 * 50 + 10
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+async def test_time_is_measured_not_pieces(clock: Clock) -> None:
+    turns = Turns(asyncio.get_running_loop(), clock)
+    long, short = accounts("long", "short")
+    done: list[Any] = []
+    tasks = [asyncio.ensure_future(worker(turns, clock, long, 25 * SLICE, 100, done)) for _ in range(5)]
+    await asyncio.sleep(0)
+    await worker(turns, clock, short, SLICE / 4, 400, done)
+    # 400 quarters of a slice: four pieces of 25 slices, and what was under way
+    assert done.count("long") <= 4 + 5 + 2
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+async def test_a_debt_is_remembered_while_others_wait(clock: Clock) -> None:
+    """One who asks for a turn only when it has had the one before has no more of them than one who waits all the time."""
+    turns = Turns(asyncio.get_running_loop(), clock)
+    long, short = accounts("long", "short")
+    done: list[Any] = []
+    one = asyncio.ensure_future(worker(turns, clock, long, 25 * SLICE, 100, done))
+    others = [asyncio.ensure_future(worker(turns, clock, short, SLICE / 4, 100, done)) for _ in range(4)]
+    await asyncio.wait(others)
+    last = len(done) - done[::-1].index("short")
+    assert done[:last].count("long") <= 4 + 2
+    one.cancel()
+
+
+async def test_what_ran_without_waiting_is_owed(clock: Clock) -> None:
+    turns = Turns(asyncio.get_running_loop(), clock)
+    heavy, light = accounts("heavy", "light")
+    order: list[str] = []
+    assert not turns.spent(heavy)
+    clock.now += 10 * SLICE
+    turns.took(heavy, 10 * SLICE)
+    for account in (heavy, light, light, light):
+        turns.when(account, lambda account=account: order.append(account.name))
+    while len(order) < 4:
+        await asyncio.sleep(0)
+    assert order == ["light", "light", "light", "heavy"]
+
+
+async def test_who_had_a_long_piece_rests_while_others_get_on(clock: Clock) -> None:
+    """One whose work comes piece by piece, one an iteration, is not behind a long piece of another's each time."""
+    turns = Turns(asyncio.get_running_loop(), clock)
+    long, short = accounts("long", "short")
+    done: list[Any] = []
+    tasks = [asyncio.ensure_future(worker(turns, clock, long, 10 * SLICE, 100, done)) for _ in range(5)]
+    await asyncio.sleep(0)
+    began = clock.now
+    for _ in range(40):
+        await worker(turns, clock, short, SLICE / 100, 1, done)
+        await asyncio.sleep(0)  # an answer that comes with the next iteration
+    assert clock.now - began < 12 * 10 * SLICE
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+async def test_waiters_are_resumed_in_their_own_context(clock: Clock) -> None:
+    turns = Turns(asyncio.get_running_loop(), clock)
+    (one,) = accounts("one")
+    variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable")
+    seen: list[int] = []
+
+    async def work(n: int) -> None:
+        variable.set(n)
+        await turns.next(one)
+        seen.append(variable.get())
+
+    await asyncio.gather(*(work(n) for n in range(5)))
+    assert seen == list(range(5))
+
+
+async def test_one_that_is_cancelled_gives_its_turn_away(clock: Clock) -> None:
+    turns = Turns(asyncio.get_running_loop(), clock)
+    (one,) = accounts("one")
+    came: list[int] = []
+
+    async def work(n: int) -> None:
+        await turns.next(one)
+        came.append(n)
+
+    tasks = [asyncio.ensure_future(work(n)) for n in range(3)]
+    for _ in range(1):
+        await asyncio.sleep(0)
+    tasks[1].cancel()
+    await asyncio.wait(tasks)
+    assert came in ([0, 2], [0, 1, 2])
+    with pytest.raises(asyncio.TimeoutError):
+        async with asyncio.timeout(0):
+            await turns.next(one)
+
+
+async def test_a_piece_that_fails_harms_no_other(clock: Clock) -> None:
+    turns = Turns(asyncio.get_running_loop(), clock)
+    (one,) = accounts("one")
+    came: list[int] = []
+
+    def fail() -> None:
+        raise ValueError("this one")
+
+    turns.when(one, fail)
+    turns.when(one, lambda: came.append(1))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert came == [1]
+
+
+async def test_closing_ends_those_who_wait(clock: Clock) -> None:
+    turns = Turns(asyncio.get_running_loop(), clock)
+    (one,) = accounts("one")
+    task = asyncio.ensure_future(turns.next(one))
+    clock.now += 1
+    turns.spent(one)
+    await asyncio.sleep(0)
+    turns.when(one, lambda: None)
+    turns.close()
+    await asyncio.wait({task})
+    assert len(turns) == 0
