@@ -315,7 +315,7 @@ TestAccounts.settings = settings(max_examples=60, stateful_step_count=40, deadli
 
 
 def session(runtime: Runtime, link: Link) -> Session:
-    return runtime.sessions.of(link.engine, link.principal.number, link.engine.peer_name)
+    return runtime.sessions.of(link.engine, link.principal.number)
 
 
 @pytest.mark.parametrize("kind", ["cf:gate"])

@@ -29,6 +29,7 @@ from packetflow.conformance import Outcome, check_client, check_server
 from packetflow.endpoint import DEFAULT_PATH, DEFAULT_PORT, parse_endpoint
 from packetflow.errors import ConnectionLost, InvalidPacket, PacketFlowError
 from packetflow.gateway import hash_token, new_token
+from packetflow.gateway.collector import Collector
 from packetflow.gateway.config import load_config
 from packetflow.gateway.processes import kill_all
 from packetflow.logs import JsonFormatter, RateLimit, TextFormatter, escape_controls
@@ -251,11 +252,15 @@ def gateway(
         if config is not None:
             for group, policy in config.policies.items():
                 server.switch.set_policy(group, policy)
+        # this process is a gateway and nothing else
+        collector = Collector(lambda: server.switch.budget.held)
+        collector.start(asyncio.get_running_loop())
         handled = [*server.handles, *(["the standard elements"] if server.offers_elements else [])]
         click.echo(f"listening on {server.endpoint}, handling {', '.join(handled) or 'nothing'}")
         try:
             await asyncio.get_running_loop().create_future()
         finally:
+            collector.stop()
             await server.stop(drain)
 
     async def reload() -> None:

@@ -1,0 +1,68 @@
+"""The garbage collector, paced: a full collection stops everybody, and how long depends on what a stranger holds.
+
+For a process that is a gateway and nothing else; a library does not change its
+host's collector. Young objects are collected as ever, in larger portions. A full
+collection takes time in proportion to all objects there are, and Python starts
+one whenever a quarter more have come; here it is due once a minute, and only
+while little is held for peers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Callable
+
+__all__ = ["Collector"]
+
+YOUNG = 20_000
+"""Objects that are made before the young ones are looked through: some 0.5 ms."""
+MIDDLE = 20
+NEVER = 1_000_000
+EVERY = 60.0
+"""Seconds between full collections."""
+LATEST = 900.0
+"""Seconds after which one is due whatever is held."""
+SHARE = 100
+"""So many times as long as one took passes before the next."""
+
+
+class Collector:
+    """Collects when it harms least. `held`: bytes that are held for peers just now; `little`: up to which it may run."""
+
+    def __init__(self, held: Callable[[], int], little: int = 32 * 1_048_576) -> None:
+        self._held = held
+        self._little = little
+        self._before: tuple[int, int, int] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._last = 0.0
+        self._took = 0.0
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on; what is there already is never looked at again."""
+        gc.collect()
+        gc.freeze()
+        self._before = gc.get_threshold()
+        gc.set_threshold(YOUNG, MIDDLE, NEVER)
+        self._last = loop.time()
+        self._timer = loop.call_later(EVERY / 4, self._look, loop)
+
+    def stop(self) -> None:
+        """As it was before."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._before is not None:
+            gc.set_threshold(*self._before)
+            gc.unfreeze()
+            self._before = None
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        since = loop.time() - self._last
+        if since >= max(EVERY, SHARE * self._took) and (self._held() <= self._little or since >= LATEST):
+            began = time.perf_counter()
+            gc.collect()
+            self._took = time.perf_counter() - began
+            self._last = loop.time()
+        self._timer = loop.call_later(EVERY / 4, self._look, loop)

@@ -1,0 +1,58 @@
+"""A gateway's process collects garbage when that harms least."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from packetflow.gateway import collector
+from packetflow.gateway.collector import Collector
+
+
+@pytest.fixture
+def collections() -> Iterator[list[int]]:
+    """Generations of the collections that began."""
+    seen: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            seen.append(info["generation"])
+
+    gc.callbacks.append(note)
+    yield seen
+    gc.callbacks.remove(note)
+
+
+async def test_full_collections_wait_until_little_is_held(
+    collections: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collector, "EVERY", 0.01)
+    held = 100
+    paced = Collector(lambda: held, little=50)
+    before = gc.get_threshold()
+    paced.start(asyncio.get_running_loop())
+    try:
+        collections.clear()
+        kept = [[n] for n in range(300_000)]  # a quarter more than there was: Python would collect everything
+        await asyncio.sleep(0.05)
+        assert 2 not in collections
+        held = 0
+        async with asyncio.timeout(10):
+            while 2 not in collections:
+                await asyncio.sleep(0.001)
+        assert len(kept) == 300_000
+    finally:
+        paced.stop()
+    assert gc.get_threshold() == before
+
+
+async def test_what_was_there_when_it_began_is_not_looked_at_again() -> None:
+    paced = Collector(lambda: 0)
+    paced.start(asyncio.get_running_loop())
+    assert gc.get_freeze_count() > 0
+    paced.stop()
+    paced.stop()
+    assert gc.get_freeze_count() == 0
