@@ -127,6 +127,8 @@ cdef class Dispatcher(Acceptor):
         list parked                  # workers that wait for work
         bint scheduled               # `run_queue` was handed to call_soon
         int64_t slice_ends           # ns; inline handlers stop there and the rest queues
+        int64_t batch_began          # ns
+        int64_t spent                # ns of batches in this iteration of the loop, over all links
         object idle                  # Future or None: set when nothing runs or waits
         object on_slow               # callable(key, ms) or None
         object on_error              # callable(key, packet id, exception) or None

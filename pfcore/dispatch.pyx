@@ -25,6 +25,7 @@ import msgspec
 from pfcore.errors import PacketFlowError
 
 cdef extern from "bytes_ops.h" nogil:
+    Py_ssize_t pf_count_openers(const unsigned char* p, const unsigned char* end, Py_ssize_t enough) noexcept
     Py_ssize_t pf_count_values(const unsigned char* p, const unsigned char* end) noexcept
 
 cdef extern from "Python.h":
@@ -84,8 +85,10 @@ __all__ = ["Dispatcher", "Handler"]
 cdef enum:
     MILLISECOND = 1000000
     DEFAULT_TIMEOUT_MS = 29500
-    # how long handlers may run inside one read before the rest takes turns with other work
-    SLICE = 5000000
+    # how long handlers may run in one iteration of the loop, inside reads of all links and again out of the queue
+    SLICE = 2000000
+    MOST_CONTAINERS = 100000     # arrays and objects in data that is decoded here: some 10 ms
+    MARKED = 500000              # ns of batches from which on they are counted together
     # ... and how long free ones (the standard elements) may in one iteration of the loop, over all links
     FREE_SLICE = 1000000
     FREE_TURN = 200000           # ns that one account has before it is another's turn
@@ -470,10 +473,18 @@ cdef class Dispatcher(Acceptor):
     # -- accepting
 
     cdef int begin_batch(self, int64_t now) except -1:
-        self.slice_ends = now + SLICE
+        self.batch_began = now
+        self.slice_ends = now + SLICE - self.spent
         return 0
 
     cdef int end_batch(self) except -1:
+        cdef int64_t took
+        if self.batch_began > 0:
+            took = pf_monotonic_ns() - self.batch_began
+            self.batch_began = 0
+            if took >= MARKED and self.loop is not None:
+                self.spent += took
+                self._schedule()
         return self.deactivate()
 
     cdef int accept(self, Engine engine, FrameReader reader, int64_t now) except -1:
@@ -489,6 +500,11 @@ cdef class Dispatcher(Acceptor):
         if self.draining:
             return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF503",
                                         "shutting down: no new packets", None, 0)
+        if span.n > MOST_CONTAINERS and pf_count_openers(span.p, span.p + span.n, MOST_CONTAINERS) > MOST_CONTAINERS:
+            # each is an object of Python's: a megabyte of brackets would keep everybody waiting for it
+            return engine.respond_error(
+                reader.seq, reader.id.p, reader.id.n, "PF413",
+                f"data: more than {MOST_CONTAINERS} arrays and objects (or brackets in texts)", None, 0)
         # decoded even if it will wait: bad data is refused at once, and the frame's bytes are borrowed
         try:
             if handler.decoder is None or (handler.plain_str and span.kind == Kind.STRING):
@@ -664,7 +680,7 @@ cdef class Dispatcher(Acceptor):
 
     cdef int _schedule(self) except -1:
         """Queued jobs get a turn in the loop's next iteration, if there is room for one."""
-        if not self.scheduled and (self.free_queue.count > 0 or self.free_used > 0
+        if not self.scheduled and (self.free_queue.count > 0 or self.free_used > 0 or self.spent > 0
                                    or (self.running < self.concurrency and self.queue.count > 0 and not self.blocked)):
             self.scheduled = True
             self.loop.call_soon(self.run_queue)
@@ -676,6 +692,7 @@ cdef class Dispatcher(Acceptor):
         cdef int64_t end = now + FREE_SLICE
         self.scheduled = False
         self.free_used = 0
+        self.spent = 0
         try:
             self._run_some(self.free_queue, now, end)
             now = pf_monotonic_ns()

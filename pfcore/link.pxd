@@ -12,6 +12,7 @@ from libc.stdint cimport int64_t, uint8_t
 
 from picows.picows cimport WSFrame, WSListener, WSTransport
 
+from pfcore.budget cimport Account
 from pfcore.engine cimport Engine
 
 # How the links of one gateway share an iteration of the loop: none reads so much at once that the others wait
@@ -22,8 +23,10 @@ cdef class Sharing:
         object loop
         int64_t spent                # ns of the long batches of this iteration
         bint scheduled               # `_turn` was handed to call_soon
+        Account latest               # whose link had the last batch
+        int64_t switched             # ns; when that was another's before
 
-    cdef int note(self, int64_t took) except -1
+    cdef int note(self, Account account, int64_t took, int64_t now) except -1
 
 cdef class Link(WSListener):
     cdef:
@@ -32,7 +35,7 @@ cdef class Link(WSListener):
         int64_t batch_began          # ns
         Py_ssize_t partial           # bytes of a frame that is not whole yet
         bint got_frame               # since the last look
-        bint rests                   # its batch took long: it reads on in the loop's next iteration
+        int64_t rests                # its batch took long: ns until it reads on; 1: in the loop's next iteration
         Py_ssize_t read_charged      # bytes of picows's buffer that its account was charged with: it never shrinks
         Py_ssize_t unsent_charged    # bytes of output that the peer does not take, likewise
         readonly Engine engine

@@ -49,6 +49,10 @@ cdef enum:
     SMALL_PARTIAL = 65536        # bytes of a partial frame that nobody is charged for
     QUICK = 250000               # ns: a batch that took less may be larger the next time
     LONG = 1000000               # ns: one that took more will be smaller
+    BYTE = 2                     # ns that reading a byte of a large frame takes
+    REST = 4                     # so many times as long as it took a link rests after a batch that no one could cut
+    LONGEST_REST = 200000000     # ns
+    RECENT = 50000000            # ns: another account has had a batch since
     ITERATION = 4000000          # ns that long batches may take in one iteration of the loop, until the rest is small
     CLOSE_PROTOCOL = 1002
     CLOSE_POLICY = 1008
@@ -77,8 +81,11 @@ cdef class Sharing:
     def __init__(self, loop):
         self.loop = loop
 
-    cdef int note(self, int64_t took) except -1:
+    cdef int note(self, Account account, int64_t took, int64_t now) except -1:
         # short batches are not worth a callback
+        if self.latest is not account:
+            self.latest = account
+            self.switched = now
         if took >= QUICK:
             self.spent += took
             if not self.scheduled:
@@ -234,9 +241,14 @@ cdef class Link(WSListener):
 
     def _share(self):
         """A batch has ended: how long it took decides how much this link reads the next time."""
-        cdef int64_t took = pf_monotonic_ns() - self.batch_began
-        self.sharing.note(took)
-        self.rests = took >= QUICK
+        cdef int64_t now = pf_monotonic_ns()
+        cdef int64_t took = now - self.batch_began
+        self.sharing.note(self.engine.account, took, now)
+        if took > ITERATION and now - self.sharing.switched < RECENT:
+            # one packet that could not be cut, and others are here: they come first for some time
+            self.rests = min(REST * took, LONGEST_REST)
+        elif took >= QUICK:
+            self.rests = 1
         if took > LONG:
             if self.quantum > LEAST_READ:
                 self.quantum >>= 1
@@ -257,12 +269,19 @@ cdef class Link(WSListener):
             self.got_frame = False
         else:
             self.partial += n
-        if self.rests:
+            if self.sharing is not None and n >= LEAST_READ:
+                # part of a large frame: the system has copied it, on to pages that are new perhaps
+                self.sharing.note(account, max(<int64_t>n * BYTE, QUICK), self.batch_began)
+                self.rests = max(self.rests, 1)
+        if self.rests > 0:
             # the transport would read on while there is more; the others come first
-            self.rests = False
             if self.tcp is not None and not self.reading_paused and not self.closing:
                 self.tcp.pause_reading()
-                self.loop.call_soon(self._read_on)
+                if self.rests > 1:
+                    self.loop.call_later(self.rests / 1e9, self._read_on)
+                else:
+                    self.loop.call_soon(self._read_on)
+            self.rests = 0
         if self.partial > SMALL_PARTIAL and account is not None and 2 * self.partial > self.read_charged:
             more = 2 * self.partial - self.read_charged  # it doubles
             if not account.take(more):

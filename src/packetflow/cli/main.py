@@ -255,6 +255,7 @@ def gateway(
         # this process is a gateway and nothing else
         collector = Collector(lambda: server.switch.budget.held)
         collector.start(asyncio.get_running_loop())
+        _open_files()
         handled = [*server.handles, *(["the standard elements"] if server.offers_elements else [])]
         click.echo(f"listening on {server.endpoint}, handling {', '.join(handled) or 'nothing'}")
         try:
@@ -285,6 +286,15 @@ def gateway(
 
 _RELOADED = {"max_connections": 10_000, "max_per_address": 1 << 30, "allowed_hosts": (), "allowed_origins": ()}
 """What a reload sets of the limits, and to what where the file no longer says."""
+
+
+def _open_files() -> None:
+    """As many connections as the system lets this process have, not as many as a shell's soft limit."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has none
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _set_up_log(log_format: str | None) -> None:

@@ -10,11 +10,15 @@ while little is held for peers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import gc
 import time
 from collections.abc import Callable
 
 __all__ = ["Collector"]
+
+M_MMAP_THRESHOLD = -3
 
 YOUNG = 20_000
 """Objects that are made before the young ones are looked through: some 0.5 ms."""
@@ -24,12 +28,27 @@ EVERY = 60.0
 """Seconds between full collections."""
 LATEST = 900.0
 """Seconds after which one is due whatever is held."""
+MUCH = 32 * 1_048_576
+"""Bytes held, once the most of which are given back the system gets its pages, too."""
 SHARE = 100
 """So many times as long as one took passes before the next."""
 
 
+def set_up_memory() -> None:
+    """Large buffers are the system's again as soon as they are free. For glibc; elsewhere nothing."""
+    with contextlib.suppress(OSError, AttributeError):
+        # by itself the threshold would grow to 32 MiB with the first large buffer, and keep what is smaller
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 131_072)
+
+
+def give_back() -> None:
+    """Pages that hold nothing go back to the system. For glibc; elsewhere nothing."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class Collector:
-    """Collects when it harms least. `held`: bytes that are held for peers just now; `little`: up to which it may run."""
+    """Collects when it harms least. `held`: bytes held for peers just now; `little`: up to which it may run."""
 
     def __init__(self, held: Callable[[], int], little: int = 32 * 1_048_576) -> None:
         self._held = held
@@ -38,15 +57,17 @@ class Collector:
         self._timer: asyncio.TimerHandle | None = None
         self._last = 0.0
         self._took = 0.0
+        self._most = 0
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """From now on; what is there already is never looked at again."""
+        set_up_memory()
         gc.collect()
         gc.freeze()
         self._before = gc.get_threshold()
         gc.set_threshold(YOUNG, MIDDLE, NEVER)
         self._last = loop.time()
-        self._timer = loop.call_later(EVERY / 4, self._look, loop)
+        self._timer = loop.call_later(EVERY / 6, self._look, loop)
 
     def stop(self) -> None:
         """As it was before."""
@@ -59,10 +80,15 @@ class Collector:
             self._before = None
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        held = self._held()
+        self._most = max(self._most, held)
+        if self._most > MUCH and held < self._little:
+            self._most = 0
+            give_back()
         since = loop.time() - self._last
-        if since >= max(EVERY, SHARE * self._took) and (self._held() <= self._little or since >= LATEST):
+        if since >= max(EVERY, SHARE * self._took) and (held <= self._little or since >= LATEST):
             began = time.perf_counter()
             gc.collect()
             self._took = time.perf_counter() - began
             self._last = loop.time()
-        self._timer = loop.call_later(EVERY / 4, self._look, loop)
+        self._timer = loop.call_later(EVERY / 6, self._look, loop)

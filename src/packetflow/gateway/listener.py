@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 import ssl as ssl_module
 from typing import Any, Self
 
 from pfcore.link import Gate
 
 __all__ = ["Listener"]
+
+AT_ONCE = 7
+"""Connections, less one, that are accepted in one iteration of the loop: it takes the backlog's length for both."""
+BACKLOG = 4096
+"""Connections that may wait to be accepted."""
+
+
+def _lengthen(servers: list[asyncio.Server]) -> None:
+    """Lets more wait than are accepted at once."""
+    for server in servers:
+        for sock in server.sockets:
+            double = socket.socket(fileno=os.dup(sock.fileno())) if os.name == "posix" else None
+            if double is not None:
+                double.listen(BACKLOG)
+                double.close()
 
 
 class Listener:
@@ -30,7 +47,7 @@ class Listener:
     async def open(cls, gate: Gate, host: str, port: int, **options: Any) -> Self:
         """Listens; options as for `loop.create_server`. Raises OSError."""
         gate.context = options.get("ssl")
-        return cls(gate, await gate.listen(host=host, port=port, **options), options)
+        return cls(gate, await gate.listen(host=host, port=port, **options, backlog=AT_ONCE), options)
 
     @property
     def sockets(self) -> tuple[Any, ...]:
@@ -51,7 +68,8 @@ class Listener:
                 for sock in self.sockets:
                     doubles.append(sock.dup())
                 for sock in doubles:
-                    fresh.append(await self._gate.listen(sock=sock, **options))
+                    fresh.append(await self._gate.listen(sock=sock, **options, backlog=AT_ONCE))
+                _lengthen(fresh)
             except BaseException:
                 for unfinished in (*fresh, *doubles):
                     unfinished.close()
@@ -82,6 +100,7 @@ class Listener:
         """Accepts from now on, where `open` was told to wait."""
         for server in self._servers:
             await server.start_serving()
+        _lengthen(self._servers)
         self._options.pop("start_serving", None)
 
     def abort_clients(self) -> None:

@@ -183,6 +183,8 @@ class Gateway(HandlerRegistry, Toolbox):
         self._complain = Complaints(log)
         self._refused_charges = 0
         self._public_metrics = public_metrics
+        self._metrics = ""
+        self._scraped = (0, 0)
         self._ssl = ssl
         self._server: Listener | None = None
         self._sharing: Sharing | None = None
@@ -298,7 +300,7 @@ class Gateway(HandlerRegistry, Toolbox):
             max_frame=4 * self._settings["max_frame"],
             logger=logging.LoggerAdapter(log, {}),
         )
-        options: dict[str, Any] = {"backlog": 4096, "start_serving": False}
+        options: dict[str, Any] = {"start_serving": False}
         if self._ssl is not None:
             options |= {"ssl": self._ssl, "ssl_handshake_timeout": self._handshake_timeout}
         server = await Listener.open(gate, self._endpoint.host, self._endpoint.port, **options)
