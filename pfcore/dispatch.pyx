@@ -222,8 +222,13 @@ cdef class Worker:
             self.retired = True
             raise value
         if self.has_first:
+            # cancelled before the task has come to wait for what the handler waits for: as a task would, cancel that
+            first = self.first
             self.has_first = False
             self.first = None
+            if isinstance(value, _CancelledError) and hasattr(first, "cancel"):
+                first.cancel()
+            first = None
         try:
             return self.inner.throw(value)
         except StopIteration as stop:

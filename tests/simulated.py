@@ -315,7 +315,7 @@ class Fabric:
         self._patches = [
             mock.patch.object(server, "Gate", _Listening),
             mock.patch.object(server, "Link", SimulatedLink),
-            mock.patch.object(listener, "_lengthen", lambda servers: None),
+            mock.patch("packetflow.gateway.listener._lengthen"),
         ]
         for patch in self._patches:
             patch.start()
