@@ -529,9 +529,9 @@ def _check_dispatcher(Dispatcher dispatcher, list engines, list workers, list wr
     cdef Py_ssize_t cost = 0, queued = 0, running = 0, waiting = 0
     cdef dict busy = {}
     for heap, home, name in (
-            *[((<Turn>turn).heap, dispatcher.queue, "dispatcher's queue") for turn in dispatcher.queue.order],
+            *[((<Turn>turn).heap, dispatcher.queue, "dispatcher's queue") for turn in dispatcher.queue.turns.values()],
             *[((<Turn>turn).heap, dispatcher.free_queue, "dispatcher's free queue")
-              for turn in dispatcher.free_queue.order],
+              for turn in dispatcher.free_queue.turns.values()],
             *[((<Lane>one).queue, None, "queue of a lane") for one in dispatcher.lanes.values()]):
         wrong += audit_heap(heap, name)
         for entry, item in _items(heap):
@@ -592,11 +592,11 @@ def _check_fair(FairQueue queue, str name, list wrong):
     """Each account that has something queued stands there once, and the count is theirs."""
     cdef Turn turn
     cdef Py_ssize_t count = 0
-    for place, turn in enumerate(queue.order):
+    for turn in queue.turns.values():
         count += turn.heap.live()
-        if turn.place != place or queue.turns.get(turn.account) is not turn or turn.heap.live() == 0:
+        if turn.ring.order[turn.place] is not turn or queue.turns.get(turn.account) is not turn or turn.heap.live() == 0:
             wrong.append(f"{name}: the turn of {turn.account!r} is out of place, or has nothing")
-    if count != queue.count or len(queue.order) != len(queue.turns):
+    if count != queue.count or len(queue.quick.order) + len(queue.slow.order) != len(queue.turns):
         wrong.append(f"{name}: {count} items of {len(queue.turns)} accounts, the count says {queue.count}")
 
 

@@ -38,6 +38,7 @@ cdef class Account:
         self.limit = limit
         self.budget = budget
         self.key = key
+        self.job_cost = 100000  # until it is known: one who is new does not go before those who are known to be quick
 
     def charge(self, int64_t n):
         """Counts `n` more bytes; False, and nothing is counted, where a bound would be passed."""

@@ -9,6 +9,8 @@ from pfcore.heap cimport HeapEntry, PriorityHeap
 __all__ = ["FairQueue"]
 
 cdef enum:
+    QUICK = 50000                # ns: items of an account that take less on average
+    MOST_BALANCE = 2000000       # ns
     LOOKED_AT = 64               # accounts compared at once: with more, urgency holds among so many
 
 
@@ -18,13 +20,25 @@ cdef class Turn:
 
 
 @cython.final
+cdef class Ring:
+    pass
+
+
+cdef Ring _ring():
+    cdef Ring ring = Ring.__new__(Ring)
+    ring.order = []
+    return ring
+
+
+@cython.final
 cdef class FairQueue:
     """Items of accounts, by turns. `quantum`: nanoseconds of work that an account has in a round (default 200,000)."""
 
     def __init__(self, int64_t quantum=200000):
         self.quantum = quantum
         self.turns = {}
-        self.order = []
+        self.quick = _ring()
+        self.slow = _ring()
 
     def __len__(self):
         return self.count
@@ -37,19 +51,26 @@ cdef class FairQueue:
             turn.account = account
             turn.heap = PriorityHeap()
             turn.credit = self.quantum
-            turn.place = len(self.order)
+            turn.ring = self.slow if account is not None and account.job_cost > QUICK else self.quick
+            turn.place = len(turn.ring.order)
             self.turns[account] = turn
-            self.order.append(turn)
+            turn.ring.order.append(turn)
         entry = turn.heap.push(item, priority)
         self.count += 1
         return entry
 
     cdef object pop(self, Py_ssize_t most, Py_ssize_t taken):
-        cdef Turn turn
+        cdef Turn turn = None
         cdef object item
+        cdef Ring first = self.quick, second = self.slow
         if self.count == 0:
             return None
-        turn = self._choose(most, taken)
+        if self.balance < 0:
+            first, second = second, first
+        if first.order:
+            turn = self._choose(first, most, taken)
+        if turn is None and second.order:
+            turn = self._choose(second, most, taken)
         if turn is None:
             return None
         item = turn.heap.pop()
@@ -59,24 +80,24 @@ cdef class FairQueue:
             self._drop(turn)
         return item
 
-    cdef Turn _choose(self, Py_ssize_t most, Py_ssize_t taken):
-        cdef Py_ssize_t n = len(self.order), k, seen = 0
+    cdef Turn _choose(self, Ring ring, Py_ssize_t most, Py_ssize_t taken):
+        cdef Py_ssize_t n = len(ring.order), k, seen = 0
         cdef Turn turn, best
         cdef bint someone
         cdef int64_t urgency, urgent = 0
-        cdef int rounds
+        cdef int _rounds
         if n == 1:
-            best = <Turn>self.order[0]
+            best = <Turn>ring.order[0]
             return best if best.account is None or shared_room(most, taken, best.account.runs) else None
-        for rounds in range(2):
+        for _rounds in range(2):
             someone = False
             seen = 0
             while seen < n:
                 best = None
-                if self.at >= n:
-                    self.at = 0
+                if ring.at >= n:
+                    ring.at = 0
                 for k in range(min(n - seen, LOOKED_AT)):
-                    turn = <Turn>self.order[(self.at + k) % n]
+                    turn = <Turn>ring.order[(ring.at + k) % n]
                     if turn.account is not None and not shared_room(most, taken, turn.account.runs):
                         continue
                     someone = True
@@ -87,23 +108,23 @@ cdef class FairQueue:
                         best = turn
                         urgent = urgency
                 if best is not None:
-                    self.at = best.place + 1
+                    ring.at = best.place + 1
                     return best
                 seen += LOOKED_AT
-                self.at += LOOKED_AT
+                ring.at += LOOKED_AT
             if not someone:
                 return None
-            self._next_round()
+            self._next_round(ring)
         return None
 
-    cdef int _next_round(self) except -1:
+    cdef int _next_round(self, Ring ring) except -1:
         """Nobody has credit: all get the same, as often as it takes until somebody has."""
         cdef Turn turn
         cdef int64_t best = -(<int64_t>1 << 62), more
-        for turn in self.order:
+        for turn in ring.order:
             best = max(best, turn.credit)
         more = (-best // self.quantum + 1) * self.quantum
-        for turn in self.order:
+        for turn in ring.order:
             turn.credit = min(turn.credit + more, self.quantum)
         return 0
 
@@ -116,16 +137,34 @@ cdef class FairQueue:
         return 0
 
     cdef int _drop(self, Turn turn) except -1:
-        cdef Turn last = <Turn>self.order.pop()
-        if last is not turn:
-            self.order[turn.place] = last
-            last.place = turn.place
+        self._take_out(turn)
         del self.turns[turn.account]
         return 0
 
+    cdef void _take_out(self, Turn turn) noexcept:
+        cdef list order = turn.ring.order
+        cdef Turn last = <Turn>order.pop()
+        if last is not turn:
+            order[turn.place] = last
+            last.place = turn.place
+
     cdef void used(self, int64_t ns) noexcept:
-        if self.latest is not None:
-            self.latest.credit -= ns
+        cdef Turn turn = self.latest
+        cdef Ring ring
+        if turn is None:
+            return
+        turn.credit -= ns
+        if self.quick.order and self.slow.order:
+            self.balance += ns if turn.ring is self.slow else -ns
+            self.balance = min(max(self.balance, -MOST_BALANCE), MOST_BALANCE)
+        if turn.account is not None:
+            turn.account.job_cost += (ns - turn.account.job_cost) // 8
+            ring = self.slow if turn.account.job_cost > QUICK else self.quick
+            if ring is not turn.ring and self.turns.get(turn.account) is turn:
+                self._take_out(turn)
+                turn.ring = ring
+                turn.place = len(ring.order)
+                ring.order.append(turn)
 
     # -- for Python: tests
 
@@ -151,4 +190,4 @@ cdef class FairQueue:
     @property
     def accounts(self):
         """How many accounts have something queued."""
-        return len(self.order)
+        return len(self.turns)

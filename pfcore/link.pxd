@@ -67,6 +67,7 @@ cdef class Link(WSListener):
     cdef int _attach(self, WSTransport transport) except -1
     cdef object submitted(self, object reply)
     cdef int _count_unsent(self) except -1
+    cdef bint _waits(self) noexcept
     cdef int flush(self) except -1
     cdef int end_batch(self) except -1
     cdef int _fire(self) except -1

@@ -44,6 +44,7 @@ cdef enum:
     CUTOFF = 5                   # seconds that a peer has to take what is left when we close
     KEEP_BUFFER = 262144         # bytes of output buffer that a busy link keeps between batches
     PAUSE_READING = 8388608      # unsent bytes at which we stop reading what makes more
+    LARGE_WRITE = 65536          # bytes whose writing is counted and may have to wait for the loop's next iteration
     MOST_READ = 131072           # bytes that a link reads at once, at most and at least
     LEAST_READ = 4096
     SMALL_PARTIAL = 65536        # bytes of a partial frame that nobody is charged for
@@ -404,13 +405,18 @@ cdef class Link(WSListener):
     cdef int _write(self) except -1:
         """Writes what is ready, in one go."""
         cdef OutputBuffer out = self.engine.out
+        cdef int64_t began = 0
         self.engine.sent_since_wake = False
         if out.size > 0 and self.transport is not None:
+            if out.size >= LARGE_WRITE and self.sharing is not None:
+                began = pf_monotonic_ns()
             self.transport._fast_write(<char*>out.data, out.size)
             if out.capacity > KEEP_BUFFER:
                 out.release()
             else:
                 out.clear()
+            if began > 0:
+                self.sharing.note(self.engine.account, pf_monotonic_ns() - began, began)
         return 0
 
     cdef int flush(self) except -1:
@@ -473,7 +479,14 @@ cdef class Link(WSListener):
     def _flush_now(self):
         """The switch has written for this link in another one's batch."""
         if self.transport is not None and not self.in_batch:
-            self.flush()
+            if self._waits():
+                self._wake()
+            else:
+                self.flush()
+
+    cdef bint _waits(self) noexcept:
+        """Is it much that it has to write, and has this iteration of the loop had enough of that?"""
+        return self.sharing is not None and self.sharing.spent > ITERATION and self.engine.out.size >= LARGE_WRITE
 
     def _wake(self):
         """The engine has output, or an earlier deadline, and no batch is under way."""
@@ -482,6 +495,9 @@ cdef class Link(WSListener):
             self.loop.call_soon(self._on_wake)
 
     def _on_wake(self):
+        if self._waits() and not self.in_batch:
+            self.loop.call_soon(self._on_wake)
+            return
         self.flush_scheduled = False
         self.engine.sent_since_wake = False
         self._run_batch()

@@ -65,6 +65,28 @@ def test_work_that_cannot_be_cut_is_paid_for_afterwards() -> None:
 ACCOUNTS = [account(str(n)) for n in range(100)]
 
 
+def test_two_hundred_whose_items_take_long_leave_enough_to_one_whose_items_are_quick() -> None:
+    queue = FairQueue()
+    slow = [account(f"slow {n}") for n in range(200)]
+    quick = account("quick")
+    for one in slow:
+        for n in range(20):
+            queue.add(("slow", n), one, 5)
+    for _ in range(200):  # so that what they take is known
+        queue.take()
+        queue.worked(600_000)
+    for n in range(1000):
+        queue.add(("quick", n), quick, 5)
+    taken, worked = 0, 0
+    while taken < 1000:
+        kind, _ = queue.take()
+        took = 600_000 if kind == "slow" else 1000
+        queue.worked(took)
+        worked += took
+        taken += kind == "quick"
+    assert worked < 10_000_000, "they are through in ten milliseconds"
+
+
 STEPS = st.tuples(st.sampled_from(["add", "take", "discard"]), st.integers(0, 99), st.integers(1, 10))
 
 
