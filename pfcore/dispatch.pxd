@@ -112,6 +112,8 @@ cdef class Dispatcher(Acceptor):
         FairQueue queue
         FairQueue free_queue         # of jobs whose handlers are free
         dict suspended_jobs          # Job -> None: those whose handlers have begun and not ended
+        object doomed                # deque of Jobs that nobody waits for, to be cancelled in the next iterations
+        Py_ssize_t cancelled         # so many were in this one
         bint blocked                 # nothing in `queue` may leave it before a handler has ended
         int64_t free_used            # ns that free handlers have had in this iteration of the loop
         dict lanes                   # key -> Lane, while anyone is in it
@@ -166,3 +168,4 @@ cdef class Dispatcher(Acceptor):
     cdef Lane _enter_lane(self)
     cdef int _schedule(self) except -1
     cdef int _check_idle(self) except -1
+    cdef int _cancel_some(self, Py_ssize_t most) except -1

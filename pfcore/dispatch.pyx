@@ -1,6 +1,7 @@
 """Runs handlers. See ``dispatch.pxd`` for the way of a packet through it."""
 
 import asyncio
+import collections
 import sys
 
 cimport cython
@@ -96,6 +97,7 @@ cdef enum:
     VALUE_BYTES = 56             # what each value in its data may take as a Python object
     SLOW = 100000000             # a handler that keeps the loop this long is worth a warning
     SPARE_WORKERS = 1024
+    CANCELS = 32                 # suspended handlers that are cancelled in one iteration of the loop
     GROUP_DF = 1
     GROUP_ED = 2
     GROUP_CO = 3
@@ -194,6 +196,7 @@ cdef class Worker:
         cdef int64_t began
         if self.inner is None:
             if self.retired:
+                self.task = None  # it holds us: together they would be the garbage collector's
                 return _ENDED
             self._asyncio_future_blocking = True
             return self  # park
@@ -220,6 +223,7 @@ cdef class Worker:
         if self.inner is None:
             # cancelled while parked: the loop is being shut down
             self.retired = True
+            self.task = None
             raise value
         if self.has_first:
             # cancelled before the task has come to wait for what the handler waits for: as a task would, cancel that
@@ -269,11 +273,13 @@ cdef class Worker:
         if isinstance(error, _PASSED_ON) or isinstance(error, _CancelledError):
             # CancelledError ends the task as cancelled; an interrupt goes on to the loop
             self.retired = True
+            self.task = None
             raise error
         error = None
         if (self.retired or len(dispatcher.parked) >= SPARE_WORKERS or self.task.cancelling()
                 or not PyObject_RichCompareBool(self.context, dispatcher.base, Py_EQ)):
             self.retired = True
+            self.task = None
             return _ENDED
         dispatcher.parked.append(self)
         self._asyncio_future_blocking = True
@@ -393,6 +399,7 @@ cdef class Dispatcher(Acceptor):
         self.lanes = {}
         self.handlers = KeyTable()
         self.parked = []
+        self.doomed = collections.deque()
         self.suspended_jobs = {}
 
     def tune(self, *, concurrency=None, max_queue=None):
@@ -468,6 +475,7 @@ cdef class Dispatcher(Acceptor):
     def stop(self):
         """Ends the parked workers. Call once the links are gone."""
         cdef Worker worker
+        self._cancel_some(len(self.doomed))
         for worker in self.parked:
             worker.retire()
         self.parked.clear()
@@ -686,6 +694,7 @@ cdef class Dispatcher(Acceptor):
     cdef int _schedule(self) except -1:
         """Queued jobs get a turn in the loop's next iteration, if there is room for one."""
         if not self.scheduled and (self.free_queue.count > 0 or self.free_used > 0 or self.spent > 0
+                                   or self.cancelled > 0
                                    or (self.running < self.concurrency and self.queue.count > 0 and not self.blocked)):
             self.scheduled = True
             self.loop.call_soon(self.run_queue)
@@ -698,6 +707,7 @@ cdef class Dispatcher(Acceptor):
         self.scheduled = False
         self.free_used = 0
         self.spent = 0
+        self._cancel_some(CANCELS)
         try:
             self._run_some(self.free_queue, now, end)
             now = pf_monotonic_ns()
@@ -1036,7 +1046,24 @@ cdef class Dispatcher(Acceptor):
             self._schedule()
             return self._check_idle()
         if dropped.worker is not None:
-            dropped.worker.task.cancel()
+            # a task runs its handler's `finally` in the loop's next iteration: a thousand that end at once, by their
+            # deadline or with a connection, must not all do so in one
+            if self.cancelled < CANCELS and not self.doomed:
+                self.cancelled += 1
+                dropped.worker.task.cancel()
+            else:
+                self.doomed.append(dropped)
+            self._schedule()
+        return 0
+
+    cdef int _cancel_some(self, Py_ssize_t most) except -1:
+        cdef Job job
+        self.cancelled = 0
+        while self.doomed and self.cancelled < most:
+            job = <Job>self.doomed.popleft()
+            if job.worker is not None:  # it has not ended by itself meanwhile
+                self.cancelled += 1
+                job.worker.task.cancel()
         return 0
 
     def end_all(self, str message not None):

@@ -55,6 +55,7 @@ cdef enum:
     GRACE_MS = 1000              # the gateway's clock decides; give its answer time to arrive
     SEND_AHEAD = 1048576         # bytes of unsent output beyond which submits wait
     STRIKES = 100                # refused frames without a packet between two heartbeats
+    EXPIRED_AT_ONCE = 128        # packets of a peer whose deadline is found to have passed in one look
     CLOSE_POLICY = 1008
     CLOSE_GOING_AWAY = 1001
 
@@ -816,6 +817,7 @@ cdef class Engine(Canceller):
         """Deadlines, heartbeats, pings: whatever the time has come for."""
         cdef int32_t slot
         cdef Reply reply
+        cdef int ended = 0
         self.now = now
         slot = self.pending.due(now)
         while slot >= 0:
@@ -833,7 +835,9 @@ cdef class Engine(Canceller):
             reply, _ = self.delayed.pop()
             reply.entry = self.waiting.push((reply, reply.frame), reply.priority)
         slot = self.inbound.due(now)
-        while slot >= 0:
+        # so many at a time: the rest is due still, so this is called again in the loop's next iteration
+        while slot >= 0 and ended < EXPIRED_AT_ONCE:
+            ended += 1
             if self.acceptor is not None:
                 self._expire_inbound(slot)
             else:
