@@ -296,12 +296,17 @@ def _check_awaited(Switch switch, list wrong):
         if flight.state == FlightState.WAITING:
             for needed in flight.needs or ():
                 expected.setdefault((flight.principal.number, needed), []).append(flight)
+    for number, needed, flight in switch.unwanted:
+        if flight not in expected.setdefault((number, needed), []):
+            expected[(number, needed)].append(flight)
     for key in expected.keys() | switch.awaited.keys():
         there = sorted(map(id, switch.awaited.get(key, ())))
         if there != sorted(map(id, expected.get(key, ()))) or not there:
             wrong.append(f"{len(there)} flights stand under the need {key}, {len(expected.get(key, ()))} have it")
     if switch.starting or (switch.ready and switch.armed < 0):
         wrong.append(f"{len(switch.ready)} flights whose needs have ended were not started")
+    if switch.unwanted and switch.armed < 0:
+        wrong.append(f"{len(switch.unwanted)} entries that nobody needs are not taken off")
 
 
 def _check_counts(Switch switch, list wrong):

@@ -233,12 +233,14 @@ cdef class Worker:
             if isinstance(value, _CancelledError) and hasattr(first, "cancel"):
                 first.cancel()
             first = None
+        raised = None
         try:
             return self.inner.throw(value)
         except StopIteration as stop:
-            value = self._finished(stop.value, None)
+            value = stop.value
         except BaseException as error:
-            value = self._finished(None, error)
+            value, raised = None, error
+        value = self._finished(value, raised)
         if value is _ENDED:
             raise StopIteration(None)
         return value
@@ -274,6 +276,10 @@ cdef class Worker:
             # CancelledError ends the task as cancelled; an interrupt goes on to the loop
             self.retired = True
             self.task = None
+            if isinstance(error, _CancelledError):
+                # not the handler's own: the task keeps it, it keeps the frames, and `asyncio.timeout` in one of them
+                # the task, which would be for the collector to find
+                error = type(error)(*error.args)
             raise error
         error = None
         if (self.retired or len(dispatcher.parked) >= SPARE_WORKERS or self.task.cancelling()

@@ -63,6 +63,8 @@ cdef class Switch(Acceptor):
         list told                # failures that the log has yet to be told of
         dict renamed             # (principal number, own id) -> Flight, of those with an `own_id`
         dict awaited             # (principal number, id) -> {Flight: None}
+        object unwanted          # deque of (principal number, id, Flight): still in `awaited`, but waits no longer
+        Py_ssize_t swept         # entries taken off `awaited` since `advance` last had a turn
         object ready             # deque of (Flight, seq, failed id or None): what they waited for has ended
         bint starting
         list pool                # Flight objects to be used again
@@ -158,6 +160,8 @@ cdef class Switch(Acceptor):
     cdef int _next(self, Flight flight, int64_t now) except -1
     cdef int _ended(self, int32_t number, bytes packet_id, bint success, int64_t now) except -1
     cdef int _await(self, Flight flight, FrameReader reader, int64_t now) except -1
+    cdef int _take_off(self, int32_t number, bytes needed, Flight flight) except -1
+    cdef int _sweep(self) except -1
     cdef int _in_cycle(self, int32_t number, bytes packet_id, object needs) except? -2
     cdef int _arm(self, int64_t deadline) except -1
     cdef int _flush_dirty(self) except -1

@@ -82,6 +82,7 @@ cdef enum:
     FLIGHT_BYTES = 512           # what a flight takes, besides its payload
     NEED_BYTES = 256             # what each dependency takes that it waits for
     LOOKED_AT = 64               # routes looked at for a reactor with room, before the rest waits for its turn
+    SWEEP = 4096                 # entries of lists that are taken off before the loop has another turn: 1 ms
     AT_ONCE = 256                # flights that expire, or start, before the loop has another turn
     MAX_DOUBTS = 4               # links that did not answer a question, until nobody waits for the next
     MAX_WALK = 256               # packets looked at for a cycle of dependencies
@@ -188,6 +189,7 @@ cdef class Switch(Acceptor):
         self.renamed = {}
         self.awaited = {}
         self.ready = deque()
+        self.unwanted = deque()
         self.pool = []
         self.dirty = []
         self.armed = -1
@@ -1951,14 +1953,37 @@ cdef class Switch(Acceptor):
         return 0
 
     def _stop_waiting(self, Flight flight):
-        """Takes a flight off the lists of what it waits for."""
+        """Takes a flight off the lists of what it waits for: in the next iterations, where that is much just now."""
         for needed in flight.needs or ():
-            waiting = self.awaited.get((flight.principal.number, needed))
-            if waiting is not None:
-                waiting.pop(flight, None)
-                if not waiting:
-                    del self.awaited[(flight.principal.number, needed)]
+            if self.swept < SWEEP:
+                self._take_off(flight.principal.number, needed, flight)
+            else:
+                self.unwanted.append((flight.principal.number, needed, flight))
         flight.needs = None
+        if self.unwanted:
+            self._arm_at(self.now)
+
+    cdef int _take_off(self, int32_t number, bytes needed, Flight flight) except -1:
+        cdef dict waiting = self.awaited.get((number, needed))
+        self.swept += 1
+        if waiting is not None:
+            waiting.pop(flight, None)
+            if not waiting:
+                del self.awaited[(number, needed)]
+        return 0
+
+    cdef int _sweep(self) except -1:
+        """Goes on with what `_stop_waiting` has put off."""
+        cdef Flight flight
+        self.swept = 0
+        while self.unwanted and self.swept < SWEEP:
+            number, needed, flight = self.unwanted.popleft()
+            # the flight may be another packet's by now, which waits for the same
+            if flight.needs is None or needed not in flight.needs or flight.principal.number != number:
+                self._take_off(number, needed, flight)
+        if self.unwanted:
+            self._arm_at(self.now)
+        return 0
 
     # ---------------------------------------------------------------- time
 
@@ -1990,6 +2015,7 @@ cdef class Switch(Acceptor):
             if self.behind:
                 self._catch_up(now)
         finally:
+            self._sweep()
             self.dispatcher.end_batch()
             self._flush_dirty()
             if self.table.count > 0:

@@ -192,7 +192,8 @@ class _Interpreter(TreeInterpreter):
         meter.left -= VISIT
         if meter.left < 0:
             raise _OverBudget(meter.reason)
-        return super().visit(node, *args, **kwargs)
+        # not super's, which keeps its own bound methods: a cycle for each evaluation
+        return getattr(self, "visit_" + node["type"])(node, *args, **kwargs)
 
     def visit_comparator(self, node: Any, value: Any) -> Any:
         left, right = (self.visit(child, value) for child in node["children"])
