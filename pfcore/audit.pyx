@@ -296,9 +296,10 @@ def _check_awaited(Switch switch, list wrong):
         if flight.state == FlightState.WAITING:
             for needed in flight.needs or ():
                 expected.setdefault((flight.principal.number, needed), []).append(flight)
-    for number, needed, flight in switch.unwanted:
-        if flight not in expected.setdefault((number, needed), []):
-            expected[(number, needed)].append(flight)
+    for number, needs, flight in switch.unwanted:
+        for needed in needs:
+            if flight not in expected.setdefault((number, needed), []):
+                expected[(number, needed)].append(flight)
     for key in expected.keys() | switch.awaited.keys():
         there = sorted(map(id, switch.awaited.get(key, ())))
         if there != sorted(map(id, expected.get(key, ()))) or not there:

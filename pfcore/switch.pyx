@@ -82,7 +82,7 @@ cdef enum:
     FLIGHT_BYTES = 512           # what a flight takes, besides its payload
     NEED_BYTES = 256             # what each dependency takes that it waits for
     LOOKED_AT = 64               # routes looked at for a reactor with room, before the rest waits for its turn
-    SWEEP = 4096                 # entries of lists that are taken off before the loop has another turn: 1 ms
+    SWEEP = 4096                 # entries of lists that are taken off before the loop has another turn: some 1 ms
     AT_ONCE = 256                # flights that expire, or start, before the loop has another turn
     MAX_DOUBTS = 4               # links that did not answer a question, until nobody waits for the next
     MAX_WALK = 256               # packets looked at for a cycle of dependencies
@@ -1954,13 +1954,14 @@ cdef class Switch(Acceptor):
 
     def _stop_waiting(self, Flight flight):
         """Takes a flight off the lists of what it waits for: in the next iterations, where that is much just now."""
-        for needed in flight.needs or ():
-            if self.swept < SWEEP:
-                self._take_off(flight.principal.number, needed, flight)
-            else:
-                self.unwanted.append((flight.principal.number, needed, flight))
+        cdef set needs = flight.needs
         flight.needs = None
-        if self.unwanted:
+        if needs is None:
+            return
+        while needs and self.swept < SWEEP:
+            self._take_off(flight.principal.number, needs.pop(), flight)
+        if needs:
+            self.unwanted.append((flight.principal.number, needs, flight))
             self._arm_at(self.now)
 
     cdef int _take_off(self, int32_t number, bytes needed, Flight flight) except -1:
@@ -1975,12 +1976,17 @@ cdef class Switch(Acceptor):
     cdef int _sweep(self) except -1:
         """Goes on with what `_stop_waiting` has put off."""
         cdef Flight flight
+        cdef set needs
         self.swept = 0
         while self.unwanted and self.swept < SWEEP:
-            number, needed, flight = self.unwanted.popleft()
-            # the flight may be another packet's by now, which waits for the same
-            if flight.needs is None or needed not in flight.needs or flight.principal.number != number:
-                self._take_off(number, needed, flight)
+            number, needs, flight = self.unwanted[0]
+            while needs and self.swept < SWEEP:
+                needed = needs.pop()
+                # the flight may be another packet's by now, which waits for the same
+                if flight.needs is None or needed not in flight.needs or flight.principal.number != number:
+                    self._take_off(number, needed, flight)
+            if not needs:
+                self.unwanted.popleft()
         if self.unwanted:
             self._arm_at(self.now)
         return 0
