@@ -184,7 +184,7 @@ class Gateway(HandlerRegistry, Toolbox):
         self._refused_charges = 0
         self._public_metrics = public_metrics
         self._metrics = ""
-        self._scraped = (0, 0)
+        self._scraped = (0, 0.0)
         self._ssl = ssl
         self._server: Listener | None = None
         self._sharing: Sharing | None = None
