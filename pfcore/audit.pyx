@@ -298,7 +298,8 @@ def _check_awaited(Switch switch, list wrong):
                 expected.setdefault((flight.principal.number, needed), []).append(flight)
     for number, needs, flight in switch.unwanted:
         for needed in needs:
-            if flight not in expected.setdefault((number, needed), []):
+            if flight in switch.awaited.get((number, needed), ()) and \
+                    flight not in expected.setdefault((number, needed), []):
                 expected[(number, needed)].append(flight)
     for key in expected.keys() | switch.awaited.keys():
         there = sorted(map(id, switch.awaited.get(key, ())))

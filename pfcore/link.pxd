@@ -47,6 +47,8 @@ cdef class Link(WSListener):
         bint flush_scheduled
         bint closing                 # we have sent a close frame
         bint reading_paused
+        object reread                # TLS: reads what it has already; None otherwise
+        bint unpausable              # TLS that cannot do that
         object timer                 # the one loop timer, None
         object cutoff                # timer that ends a close that the peer does not take part in
         int64_t timer_at             # ns
@@ -67,6 +69,7 @@ cdef class Link(WSListener):
     cdef int _attach(self, WSTransport transport) except -1
     cdef object submitted(self, object reply)
     cdef int _count_unsent(self) except -1
+    cdef int _resume_reading(self) except -1
     cdef bint _waits(self) noexcept
     cdef int flush(self) except -1
     cdef int end_batch(self) except -1

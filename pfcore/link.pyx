@@ -159,6 +159,10 @@ cdef class Link(WSListener):
         self.tcp = transport.underlying_transport
         self.closing = False
         self.reading_paused = False
+        self.reread = None
+        if self.tcp.get_extra_info("ssl_object") is not None:
+            self.reread = getattr(self.tcp, "_do_read", None)
+            self.unpausable = self.reread is None
         self.close_code = CLOSE_ABNORMAL
         self.close_reason = ""
         self.backlog = 0
@@ -276,7 +280,7 @@ cdef class Link(WSListener):
                 self.rests = max(self.rests, 1)
         if self.rests > 0:
             # the transport would read on while there is more; the others come first
-            if self.tcp is not None and not self.reading_paused and not self.closing:
+            if self.tcp is not None and not self.reading_paused and not self.closing and not self.unpausable:
                 self.tcp.pause_reading()
                 if self.rests > 1:
                     self.loop.call_later(self.rests / 1e9, self._read_on)
@@ -293,7 +297,24 @@ cdef class Link(WSListener):
 
     def _read_on(self):
         if self.tcp is not None and not self.reading_paused:
-            self.tcp.resume_reading()
+            self._resume_reading()
+
+    cdef int _resume_reading(self) except -1:
+        self.tcp.resume_reading()
+        if self.reread is not None:
+            # what TLS had read before the pause is looked at with the next bytes only: there may be none
+            # (aiofastnet's _read_ready returns where the socket has nothing)
+            self.loop.call_soon(self._read_again)
+        return 0
+
+    def _read_again(self):
+        if self.tcp is None or self.reading_paused or self.tcp.is_closing():
+            return
+        try:
+            self.reread()
+        except Exception as error:
+            self.engine._die(CLOSE_PROTOCOL, f"TLS: {error}")
+            self.tcp.abort()
 
     cdef int _count_unsent(self) except -1:
         """Output that the peer does not take is held for it; where that is too much it is cut off."""
@@ -426,15 +447,15 @@ cdef class Link(WSListener):
                 break
             if engine.paused:
                 # the peer does not take what it has; stop reading what would make more of it
-                if not self.reading_paused and engine.out.size + <Py_ssize_t>self.tcp.get_write_buffer_size() \
-                        > PAUSE_READING:
+                if not self.reading_paused and not self.unpausable and \
+                        engine.out.size + <Py_ssize_t>self.tcp.get_write_buffer_size() > PAUSE_READING:
                     self.reading_paused = True
                     self.tcp.pause_reading()
                 self._count_unsent()
                 break
             if self.reading_paused:
                 self.reading_paused = False
-                self.tcp.resume_reading()
+                self._resume_reading()
             self._write()
             if engine.waiting.live() == 0:
                 break

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -309,3 +310,102 @@ def test_many_submits_at_once_are_counted_all_or_not_at_all() -> None:
     assert not principal.spend_many(1, now + 5 * second)
     assert principal.spend_many(1, now + 5 * second + second // 5)
     assert Principal("free", 3, 1).spend_many(1_000_000, now)
+
+
+@pytest.mark.parametrize("code", [[], {}, 7, True, "X" * 65], ids=repr)
+def test_an_answer_whose_code_is_none_ends_its_packet_and_its_deadline(code: Any) -> None:
+    """It was taken out of the table before it was read, and what raised then left the deadline to crash on."""
+    sim = Simulation()
+    client, worker = sim.join(), sim.join(["df:work"])
+    sim.submit(client, "a", timeout_ms=1000)
+    (message,) = sim.work[worker]
+    sim.tell(worker, {"type": "result", "seq": message["seq"], "payload": {
+        "packet_id": "a", "status": "error", "duration_ms": 0, "error": {"code": code, "message": "no"}}})  # fmt: skip
+    assert sim.answers[client][0]["payload"]["error"]["code"] == "PF502"
+    sim.pass_time(5)
+    assert len(sim.answers[client]) == 1
+    sim.audit(at_rest=True)
+
+
+@pytest.mark.parametrize("ends", ["leave", "deadline", "cancel"])
+def test_a_hundred_thousand_needs_are_let_go_of_over_time(ends: str) -> None:
+    sim = Simulation()
+    client, other = sim.join(window=4096), sim.join()
+    awaited = [f"never-{n}" for n in range(64)]
+    for n in range(300):
+        sim.submit(client, f"p{n}", dependencies=awaited, timeout_ms=10_000)
+    sim.submit(other, "same", dependencies=awaited[:3], timeout_ms=60_000)
+    sim.audit()
+    if ends == "leave":
+        sim.leave(client)
+    elif ends == "cancel":
+        for n in range(300):
+            sim.tell(client, {"type": "error", "seq": n + 1, "payload": {
+                "code": "PF499", "message": "", "packet_id": f"p{n}"}})  # fmt: skip
+    sim.audit()  # some still stand on the lists, and the switch is to be called again
+    for n in range(3):  # whose flights are those of packets that have ended
+        sim.submit(other, f"again-{n}", dependencies=[awaited[n], awaited[63 - n]], timeout_ms=60_000)
+    sim.audit()
+    for _ in range(60):
+        sim.pass_time(0.2)
+        sim.audit()
+    assert sim.switch.in_flight == 4
+    for n in range(64):
+        sim.tell(other, {"type": "submit", "seq": 1000 + n, "payload": {
+            "version": "1.0", "id": f"never-{n}", "group": "df", "element": "own", "data": 1, "priority": 5}})  # fmt: skip
+    sim.pass_time(1)
+    # nobody handles them, which is found out once they need wait no longer
+    ended = {answer["payload"]["packet_id"]: answer["payload"] for answer in sim.answers[other]}
+    assert [ended[name]["error"]["code"] for name in ("same", "again-0", "again-1", "again-2")] == ["PF001"] * 4
+    sim.audit(at_rest=True)
+
+
+def test_the_busiest_elements_are_told_by_what_has_ended() -> None:
+    sim = Simulation()
+    client = sim.join()
+    worker = sim.join([f"df:w{n}" for n in range(20)])
+    for n in range(20):
+        for turn in range(n):
+            sim.submit(client, f"{n}-{turn}", f"w{n}")
+            sim.answer(worker, sim.work[worker].pop())
+    assert [key for key, _ in sim.switch.busiest(3)] == ["df:w17", "df:w18", "df:w19"]
+    assert len(sim.switch.busiest(100)) == len(sim.switch.elements)
+
+
+def test_one_that_says_nothing_is_asked_and_gets_no_packets() -> None:
+    sim = Simulation()
+    client, silent = sim.join(["df:nothing"]), sim.join()
+    sim.pass_time(0.1)
+    (question,) = sim.work[silent]
+    assert (question["payload"]["group"], question["payload"]["element"]) == ("df", "packetflow.anyone")
+    sim.submit(client, "early", timeout_ms=5000)
+    assert sim.work[silent] == [question]
+    sim.pass_time(2)
+    assert [answer["payload"]["error"]["code"] for answer in sim.answers[client]] == ["PF001"]
+    assert sim.work[silent] == [question]
+
+
+def test_one_that_answers_the_question_is_tried() -> None:
+    sim = Simulation()
+    client, worker = sim.join(["df:nothing"]), sim.join()
+    sim.pass_time(0.1)
+    sim.submit(client, "a")
+    sim.answer(worker, sim.work[worker].pop(), "PF001")
+    (message,) = sim.work[worker]
+    sim.answer(worker, message)
+    assert sim.answers[client][0]["payload"]["data"] == "done"
+    sim.audit()
+
+
+def test_deadlines_that_are_due_at_once_are_all_kept() -> None:
+    """So many in one look; the switch is to be called again for the others."""
+    sim = Simulation()
+    client, _ = sim.join(), sim.join(["df:work"], window=4096)
+    for n in range(1000):
+        sim.submit(client, f"p{n}", timeout_ms=1000)
+    sim.pass_time(1.1)
+    assert 0 < len(sim.answers[client]) < 1000
+    for _ in range(10):
+        sim.pass_time(0)
+    assert sorted(answer["seq"] for answer in sim.answers[client]) == list(range(1, 1001))
+    assert {answer["payload"]["error"]["code"] for answer in sim.answers[client]} == {"PF408"}
