@@ -338,7 +338,8 @@ def _check_counts(Switch switch, list wrong):
         if _listed(member.mine, True) != member.submitted or _listed(member.theirs, False) != member.outstanding:
             wrong.append(f"{_name(member)}: its lists of flights do not agree with their counts")
         if member.engine.routed != member.outstanding:
-            wrong.append(f"{_name(member)}: its engine counts {member.engine.routed} flights, it has {member.outstanding}")
+            wrong.append(f"{_name(member)}: its engine counts {member.engine.routed} flights,"
+                         f" it has {member.outstanding}")
     for route in switch.routes.by_key.values():
         if route.flights != under_way.get(route, 0):
             wrong.append(f"route {route.key}: {under_way.get(route, 0)} flights, the count says {route.flights}")
@@ -581,7 +582,8 @@ def _check_dispatcher(Dispatcher dispatcher, list engines, list workers, list wr
     _check_fair(dispatcher.queue, "dispatcher's queue", wrong)
     _check_fair(dispatcher.free_queue, "dispatcher's free queue", wrong)
     if len(dispatcher.suspended_jobs) != running + waiting:
-        wrong.append(f"dispatcher: {len(dispatcher.suspended_jobs)} jobs are suspended, {running + waiting} handlers are")
+        wrong.append(f"dispatcher: {len(dispatcher.suspended_jobs)} jobs are suspended,"
+                     f" {running + waiting} handlers are")
     if dispatcher.active:
         wrong.append("dispatcher: a handler's task is the present one, and none is called")
     if dispatcher.loop is not None and not dispatcher.scheduled and (
@@ -601,7 +603,8 @@ def _check_fair(FairQueue queue, str name, list wrong):
     cdef Py_ssize_t count = 0
     for turn in queue.turns.values():
         count += turn.heap.live()
-        if turn.ring.order[turn.place] is not turn or queue.turns.get(turn.account) is not turn or turn.heap.live() == 0:
+        if (turn.ring.order[turn.place] is not turn or queue.turns.get(turn.account) is not turn
+                or turn.heap.live() == 0):
             wrong.append(f"{name}: the turn of {turn.account!r} is out of place, or has nothing")
     if count != queue.count or len(queue.quick.order) + len(queue.slow.order) != len(queue.turns):
         wrong.append(f"{name}: {count} items of {len(queue.turns)} accounts, the count says {queue.count}")
@@ -619,8 +622,8 @@ def _check_accounts(list accounts, list wrong):
         if account.held < 0:
             wrong.append(f"{account!r} holds {account.held} bytes")
         if min(account.flights, account.queued, account.jobs, account.waits, account.runs) < 0:
-            wrong.append(f"{account!r}: {account.flights} flights, {account.queued} of them queued, {account.jobs} jobs,"
-                         f" {account.waits} wait, {account.runs} run")
+            wrong.append(f"{account!r}: {account.flights} flights, {account.queued} of them queued,"
+                         f" {account.jobs} jobs, {account.waits} wait, {account.runs} run")
         if account.budget is not None:
             sums[account.budget] = sums.get(account.budget, 0) + account.held
     for budget, total in sums.items():
@@ -663,7 +666,8 @@ def _check_rest(Switch switch, list engines, list accounts, list wrong):
         if engine.pending.count or engine.inbound.count:
             wrong.append(f"a link has {engine.pending.count} submits and {engine.inbound.count} packets left")
     for account in accounts:
-        if account.flights > _questions(switch, account) or account.queued or account.jobs or account.waits or account.runs:
+        if (account.flights > _questions(switch, account) or account.queued or account.jobs or account.waits
+                or account.runs):
             wrong.append(f"{account.name} has {account.flights} flights, {account.queued} queued, {account.jobs} jobs,"
                          f" {account.waits} waiting and {account.runs} running still")
         if account.held:

@@ -1,3 +1,8 @@
+from typing import final
+
+__all__ = ["Account", "Budget"]
+
+@final
 class Budget:
     def __init__(self, limit: int, key: str = "max_total_bytes") -> None: ...
     @property
@@ -9,6 +14,7 @@ class Budget:
     @property
     def key(self) -> str: ...
 
+@final
 class Account:
     def __init__(
         self, name: str, limit: int, budget: Budget | None = None, key: str = "max_principal_bytes"

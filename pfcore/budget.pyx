@@ -59,10 +59,12 @@ cdef class Account:
     def refusal(self, int64_t n):
         """Why `n` more bytes were refused, with the bound's name: the message of a PF429."""
         if n > self.limit - self.held:
-            return f"{self.key}: {self.held:,} bytes are held for {self.name} and {n:,} more asked for, at most {self.limit:,} may be"
+            return (f"{self.key}: {self.held:,} bytes are held for {self.name} and {n:,} more asked for,"
+                    f" at most {self.limit:,} may be")
         if self.budget is None:
             return f"{self.key}: {self.held:,} bytes are held for {self.name}"
-        return (f"{self.budget.key}: {self.budget.held:,} of {self.budget.limit:,} bytes are held in all, {self.held:,} of them for"
+        return (f"{self.budget.key}: {self.budget.held:,} of {self.budget.limit:,} bytes are held in all,"
+                f" {self.held:,} of them for"
                 f" {self.name}: who holds most is refused first")
 
     def __repr__(self):

@@ -553,7 +553,8 @@ cdef class Dispatcher(Acceptor):
                         reader.seq, reader.id.p, reader.id.n, "PF429",
                         f"{self.waiting} packets wait here already, the most that may is {self.max_waiting}",
                         {"retry_after_ms": 100}, 0)
-                if self.free_queue.count > 0 or self.free_used >= FREE_SLICE or engine.now >= self.slice_ends or self._inside_task():
+                if (self.free_queue.count > 0 or self.free_used >= FREE_SLICE or engine.now >= self.slice_ends
+                        or self._inside_task()):
                     return self._enqueue(engine, reader, handler, data, packet, now)
             elif handler.group == GROUP_ED and handler.limit == 0:
                 # at once; but even events have a bound, and not inside somebody's task
@@ -1029,9 +1030,9 @@ cdef class Dispatcher(Acceptor):
     cdef int drop(self, Engine engine, object job, int why) except -1:
         """Nobody waits for this job's answer any more: it need not start, or is cancelled."""
         cdef Job dropped = <Job>job
-        cdef object data, packet  # let go of when this returns
+        cdef object _data, _packet  # let go of when this returns
         if dropped.entry is not None:
-            data, packet = dropped.data, dropped.packet
+            _data, _packet = dropped.data, dropped.packet
             if dropped.home is not None:
                 dropped.home.remove(<HeapEntry>dropped.entry, dropped.account)
             else:

@@ -678,7 +678,8 @@ cdef class Engine(Canceller):
             size = self.max_frame + 1
         # it ran: PF413 alone would say that it may be sent again
         return self.respond_error(
-            seq, packet_id, n, "PF500", f"the result makes a frame of {size} bytes or more, the most is {self.max_frame}",
+            seq, packet_id, n, "PF500",
+            f"the result makes a frame of {size} bytes or more, the most is {self.max_frame}",
             {"code": "PF413"}, duration_ms)
 
     cdef int respond_error(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,

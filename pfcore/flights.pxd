@@ -46,7 +46,7 @@ cdef class Principal:
         public double burst      # submits that may come at once
         double tokens
         int64_t filled           # ns; when `tokens` was right
-        readonly Account account # what is held for it; None where each of its links has an account of its own
+        readonly Account account  # what is held for it; None where each of its links has an account of its own
         Ledger ledger            # how its packets ended, None until one has; nobody else's push them out
         readonly Account stored  # what outlives links: stream items, the cache, pools; None: no bound
 
@@ -79,7 +79,7 @@ cdef class Member:
     cdef:
         readonly Engine engine
         readonly Principal principal
-        readonly Account account # who pays for what this link causes
+        readonly Account account  # who pays for what this link causes
         readonly int64_t number  # for rendezvous
         public object reactor    # str: the id that the gateway shows it under; None: it has no name
         readonly bint listed     # it announces what it handles

@@ -170,7 +170,8 @@ cdef class Member:
         # a sixteenth of the window is for events: they must not wait behind a full house
         cdef int64_t limit = self.window if urgent else self.window - (self.window >> 4)
         # what the gateway itself has submitted there takes of the same window
-        return (self.outstanding + self.engine.sent() < limit and self.engine.state == EngineState.OPEN and self.engine.fatal == 0
+        return (self.outstanding + self.engine.sent() < limit and self.engine.state == EngineState.OPEN
+                and self.engine.fatal == 0
                 and not self.engine.paused and self.engine.out.size < SEND_AHEAD)
 
 

@@ -73,7 +73,8 @@ cdef int _write_message(OutputBuffer out, str kind, int64_t seq, object payload)
         if not 0 <= result._duration < 9e15:
             raise invalid("duration_ms", "milliseconds, not negative", result._duration)
         if result.ok:
-            put_result(out, seq, p, n, encode_value(result.data, DEFAULT_DEPTH - 2, "result"), <int64_t>result._duration)
+            put_result(out, seq, p, n, encode_value(result.data, DEFAULT_DEPTH - 2, "result"),
+                       <int64_t>result._duration)
         else:
             put_failure(out, seq, p, n, <bytes>encode_value(result.error, DEFAULT_DEPTH - 2, "error"),
                         <int64_t>result._duration)

@@ -204,7 +204,7 @@ cdef class PriorityHeap:
         if entry.home != <void*>self:
             raise ValueError("remove: the entry belongs to another heap")
         # its finaliser runs once the heap is whole again: when this returns
-        cdef object item = entry.item
+        cdef object _item = entry.item
         entry.home = NULL
         entry.item = None
         self.dead += 1

@@ -1,7 +1,7 @@
 import asyncio
 import ssl as ssl_module
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, final
 
 from pfcore.engine import Engine
 
@@ -9,6 +9,7 @@ __all__ = ["PICOWS_VERSION", "Gate", "Link", "MessageLink", "Sharing", "connect"
 
 PICOWS_VERSION: Final[str]
 
+@final
 class Sharing:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None: ...
 

@@ -63,7 +63,7 @@ cdef class Switch(Acceptor):
         list told                # failures that the log has yet to be told of
         dict renamed             # (principal number, own id) -> Flight, of those with an `own_id`
         dict awaited             # (principal number, id) -> {Flight: None}
-        object unwanted          # deque of (principal number, ids, Flight): still there in `awaited`, but waits no longer
+        object unwanted          # deque of (principal number, ids, Flight): still in `awaited`, but waits no longer
         Py_ssize_t swept         # entries taken off `awaited` since `advance` last had a turn
         object ready             # deque of (Flight, seq, failed id or None): what they waited for has ended
         bint starting

@@ -39,11 +39,9 @@ from pfcore.keys cimport KeyTable, Keyed, concurrency_key
 from pfcore.ledger cimport Ledger, Outcome
 from pfcore.pending cimport PendingTable
 from pfcore.reader cimport (
-    F_DATA,
     F_DEPENDENCIES,
     F_ERROR,
     F_METADATA,
-    MAX_CODE,
     FrameReader,
     Text,
     decode_span,
@@ -102,7 +100,7 @@ cdef int64_t SEEN_LATELY = 60000000000   # ns for which an element without a rea
 cdef int64_t ASK_AFTER = 50000000        # ns until a link that says nothing is asked whether it handles anything
 cdef int64_t WAIT_FOR_ASKED = 500000000  # ns that a packet waits for such an answer at most
 cdef int64_t DOUBTING = 60000000000      # ns for which those are remembered
-cdef int64_t CLEAR_REFUSALS = 1000000000 # ns: heartbeats make refusals forgotten no more often
+cdef int64_t CLEAR_REFUSALS = 1000000000  # ns: heartbeats make refusals forgotten no more often
 
 # Codes that are counted by their names; peers may choose any other.
 cdef frozenset _CODES = frozenset(
@@ -1029,7 +1027,9 @@ cdef class Switch(Acceptor):
         if other is None and (len(self.unlisted) > 0 or self.unasked or self.asked):
             group, _, element = route.alias.partition(":")
             other = <Route>self._make_route(group, element)
-        return other if other is not None and (self._served(other) or len(self.unlisted) > 0 or self.unasked or self.asked) else None
+        if other is not None and (self._served(other) or len(self.unlisted) > 0 or self.unasked or self.asked):
+            return other
+        return None
 
     cdef int _retries_of(self, FrameReader reader) noexcept:
         cdef Span span
@@ -1217,7 +1217,7 @@ cdef class Switch(Acceptor):
         cdef Text element, wire
         cdef FrameReader reader
         cdef unsigned char* held
-        read, borrowed = self._held_reader(flight, 1)
+        read, _borrowed = self._held_reader(flight, 1)
         reader = <FrameReader>read
         metadata = metadata_again(reader)
         element.p = <const unsigned char*>PyBytes_AS_STRING(flight.route.element)
@@ -1445,7 +1445,6 @@ cdef class Switch(Acceptor):
         cdef const unsigned char* payload
         cdef Py_ssize_t length
         cdef object code = None
-        cdef bint never
         self.now = now
         # first all that makes an object
         if not reader.success:
@@ -1613,7 +1612,7 @@ cdef class Switch(Acceptor):
     cdef int _give_back(self, Flight flight) except -1:
         """The flight is over: out of the table, and into the pool."""
         # what it lets go of may be a user's, and letting go of it may run anything: last of all
-        cdef object job = flight.job, attached = flight.attached, tried = flight.tried, needs = flight.needs
+        cdef object job = flight.job, _attached = flight.attached, _tried = flight.tried, _needs = flight.needs
         cdef Route route = flight.route
         if flight.own_id is not None:
             self.renamed.pop((flight.principal.number, flight.own_id), None)
@@ -1701,7 +1700,7 @@ cdef class Switch(Acceptor):
         cdef Flight before = self.running_held
         if engine is None:
             return self._fail(flight, "PF503", "shutting down", None, now)
-        read, borrowed = self._held_reader(flight, flight.origin_seq)
+        read, _borrowed = self._held_reader(flight, flight.origin_seq)
         reader = <FrameReader>read
         # nobody but us sees this one: its own id will do
         reader.id.p = <const unsigned char*>PyBytes_AS_STRING(packet_id)

@@ -12,7 +12,8 @@ from pfcore.buffers cimport OutputBuffer
 from pfcore.packets cimport Packet
 from pfcore.reader cimport FrameReader, Text
 
-# `depth`: levels left for the value; `where` names it in errors. Raises InvalidPacket, whatever a value's own code raises.
+# `depth`: levels left for the value; `where` names it in errors. Raises InvalidPacket, whatever a value's own code
+# raises.
 cdef object encode_value(object data, int depth, str where)
 # `{"code":...,"message":...,"details":...}`; what cannot be said in it is left out, a text of any kind is made to fit.
 cdef bytes encode_error(object code, object message, object details, int depth)

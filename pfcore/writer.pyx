@@ -144,7 +144,9 @@ cdef object encode_value(object data, int depth, str where):
         raise
     except BaseException as error:
         # a value's own hooks may raise anything: it is this value's fault, and nobody else's
-        raise InvalidPacket(f"{where}: {_text_of(error)}", where=where, expected="a value that JSON can hold") from error
+        raise InvalidPacket(
+            f"{where}: {_text_of(error)}", where=where, expected="a value that JSON can hold"
+        ) from error
     return encoded
 
 
