@@ -2055,7 +2055,7 @@ cdef class Switch(Acceptor):
                        f" ({route.key})", None, now)
             return
         if flight.route is self.question:
-            self._doubt(target)
+            # that it is silent was noted long ago; meanwhile it may have been asked again
             self._leave_target(flight)
             self._give_back(flight)
             return

@@ -409,3 +409,17 @@ def test_deadlines_that_are_due_at_once_are_all_kept() -> None:
         sim.pass_time(0)
     assert sorted(answer["seq"] for answer in sim.answers[client]) == list(range(1, 1001))
     assert {answer["payload"]["error"]["code"] for answer in sim.answers[client]} == {"PF408"}
+
+
+def test_one_that_is_asked_again_while_the_first_question_ends() -> None:
+    sim = Simulation()
+    client, late = sim.join(["df:nothing"]), sim.join()
+    sim.pass_time(0.1)
+    sim.pass_time(1.8)
+    sim.tell(late, {"type": "heartbeat", "seq": 1, "payload": {"timestamp": 1}})
+    assert len(sim.work[late]) == 2
+    sim.pass_time(0.3)  # the first is over, the second is not
+    sim.audit()
+    sim.answer(late, sim.work[late][1], "PF001")
+    sim.submit(client, "a")
+    assert sim.work[late][-1]["payload"]["element"] == "work"
