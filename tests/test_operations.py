@@ -436,3 +436,22 @@ async def test_refused_and_failed_packets_are_logged_with_packet_and_trace(caplo
     }
     assert found[("p1", "PF001")] == trace_id_of(TRACE)
     assert found[("p2", "PF424")] == trace_id_of(TRACE)
+
+
+async def test_latencies_by_element_are_a_histogram_that_prometheus_reads() -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    async with pair() as (gateway, reactor):
+        gateway.register("df", "echo", lambda data: data)
+        for n in range(5):
+            await reactor.call("df", "echo", n)
+        families = {family.name: family for family in text_string_to_metric_families(metrics(gateway))}
+    histogram = families["packetflow_latency_seconds"]
+    assert histogram.type == "histogram"
+    own = [sample for sample in histogram.samples if sample.labels["element"] == "df:echo"]
+    buckets = [(float(one.labels["le"]), one.value) for one in own if one.name.endswith("_bucket")]
+    assert buckets == sorted(buckets)
+    assert buckets[-1] == (float("inf"), 5)
+    assert {one.name: one.value for one in own}["packetflow_latency_seconds_count"] == 5
+    ended = {tuple(one.labels.values()): one.value for one in families["packetflow_packets"].samples}
+    assert ended["df:echo", "success"] == 5
