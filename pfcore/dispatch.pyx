@@ -279,7 +279,7 @@ cdef class Worker:
             if isinstance(error, _CancelledError):
                 # not the handler's own: the task keeps it, it keeps the frames, and `asyncio.timeout` in one of them
                 # the task, which would be for the collector to find
-                error = type(error)(*error.args)
+                error = _CancelledError(*error.args)
             raise error
         error = None
         if (self.retired or len(dispatcher.parked) >= SPARE_WORKERS or self.task.cancelling()

@@ -61,8 +61,30 @@ class Strange(BaseException):
     pass
 
 
+class OddlyCancelled(asyncio.CancelledError):
+    made = 0
+
+    def __init__(self, *args: object) -> None:
+        super().__init__("a user's code")
+        OddlyCancelled.made += 1
+
+
+async def test_a_handlers_own_kind_of_cancellation_is_not_made_again() -> None:
+    OddlyCancelled.made = 0
+    async with pair() as (gateway, reactor):
+
+        @gateway.register("df", "odd")
+        async def handle(data: Any) -> None:
+            await asyncio.sleep(0)
+            raise OddlyCancelled
+
+        with pytest.raises(PacketFlowError):
+            await reactor.call("df", "odd", 1)
+    assert OddlyCancelled.made == 1
+
+
 @pytest.mark.parametrize("suspends", [False, True])
-@pytest.mark.parametrize("error", [Strange, GeneratorExit, asyncio.CancelledError])
+@pytest.mark.parametrize("error", [Strange, GeneratorExit, asyncio.CancelledError, OddlyCancelled])
 async def test_exceptions_that_are_no_exception_end_the_packet_only(error: type[BaseException], suspends: bool) -> None:
     async with pair() as (gateway, reactor):
 
