@@ -5,12 +5,13 @@ invariants of all tables hold, and in the end all are empty.
 
     fuzz_fabric.py CORPUS ...                    coverage-guided, by atheris (tools/fuzz)
     fuzz_fabric.py --random SECONDS [--seed N]   random scripts, without atheris
-    fuzz_fabric.py --play FILE                   one script again
+    fuzz_fabric.py --play FILE or HEX            one script again
 """
 
 import gc
 import os
 import random
+import re
 import sys
 import time
 from pathlib import Path
@@ -56,8 +57,9 @@ def main(arguments: list[str]) -> int:
     if "--play" in arguments:
         from tests.scripts import play
 
-        text = Path(arguments[arguments.index("--play") + 1])
-        play(text.read_bytes() if text.exists() else bytes.fromhex(text.name))
+        text = arguments[arguments.index("--play") + 1]
+        is_hex = re.fullmatch(r"(?:[0-9a-f]{2})+", text) is not None
+        play(bytes.fromhex(text) if is_hex else Path(text).read_bytes())
         return 0
     import atheris
 

@@ -271,8 +271,9 @@ cdef class Switch(Acceptor):
         member.asked_at = self.now
         self.unasked.pop(member, None)
         self.asked[member] = None
-        if member.engine.state != EngineState.OPEN or member.engine.fatal != 0:
-            return 0
+        if member.engine.state != EngineState.OPEN or member.engine.fatal != 0 or (
+                member.outstanding + member.engine.sent() >= member.window):
+            return 0  # with its window full of what was sent to it by name, an answer to that says as much
         write_id(text)
         flight = self._new_flight()
         try:
@@ -733,7 +734,8 @@ cdef class Switch(Acceptor):
     cdef bint _eligible(self, Member member, Route route, Flight flight) noexcept:
         if member.draining or member.gone:
             return False
-        if not member.listed and (member.refuses(route.hash)
+        # what announces nothing is given nothing before it has said anything at all
+        if not member.listed and (member.asked != Asked.ANSWERED or member.refuses(route.hash)
                                   or not route.may_handle >> member.principal.role & 1
                                   or (route.local and not route.may_replace >> member.principal.role & 1)):
             return False

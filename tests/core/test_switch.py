@@ -385,6 +385,24 @@ def test_one_that_says_nothing_is_asked_and_gets_no_packets() -> None:
     assert sim.work[silent] == [question]
 
 
+def test_one_that_has_said_nothing_is_given_nothing_that_waits() -> None:
+    """Where another that announces nothing has no room, one that has just come is no place for what waits."""
+    sim = Simulation()
+    client, worker = sim.join(["df:nothing"]), sim.join()
+    sim.switch.set_window(sim.switch.links[-1], 1)
+    sim.pass_time(0.1)
+    sim.answer(worker, sim.work[worker].pop(), "PF001")
+    sim.submit(client, "a")
+    sim.submit(client, "b")
+    assert len(sim.work[worker]) == 1
+    silent = sim.join()
+    sim.switch.set_window(sim.switch.links[-1], 1)
+    assert sim.work[silent] == []
+    sim.pass_time(0.1)
+    assert [message["payload"]["element"] for message in sim.work[silent]] == ["packetflow.anyone"]
+    sim.audit()
+
+
 def test_one_that_answers_the_question_is_tried() -> None:
     sim = Simulation()
     client, worker = sim.join(["df:nothing"]), sim.join()
