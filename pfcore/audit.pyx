@@ -512,17 +512,17 @@ def _check_engine(Engine engine, str name, list wrong):
 
 
 def in_flight(Switch switch not None):
-    """``{link's engine: (packets it has, its window)}``, its gateway's own direct submits included.
+    """``{link's engine: (packets routed to it, its gateway's own direct submits, its window, does it bound those)}``.
 
     Whoever audits after every step sees from two of these whether a packet was
     sent past the window; one that has shrunk meanwhile is no fault. Links that
-    announced no window take as many direct submits as come: they do not count.
+    announced no window take as many direct submits as come.
     """
     cdef Member member
     cdef dict found = {}
     for member in switch.members.values():
-        found[member.engine] = (
-            member.outstanding + (member.engine.in_flight if member.engine.peer_window > 0 else 0), member.window)
+        found[member.engine] = (member.outstanding, member.engine.in_flight, member.window,
+                                member.engine.peer_window > 0)
     return found
 
 

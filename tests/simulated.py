@@ -303,7 +303,7 @@ class Fabric:
         self.seen: list[Any] = []
         self.heard: list[str] | None = None
         self.everyones: list[Any] = []
-        self.before: dict[Engine, tuple[int, int]] = {}
+        self.before: dict[Engine, tuple[int, int, int, bool]] = {}
         self.loop = SimulatedLoop()
         self.loop.set_exception_handler(self._on_exception)
         self._log = _Failures(self.failures)
@@ -375,8 +375,11 @@ class Fabric:
             if peer._engine not in self.gateway._links:
                 wrong.append(f"the reactor {name!r} is listed, and its link has gone")
         now = in_flight(self.gateway.switch)
-        for engine, (count, window) in now.items():
-            earlier, allowed = self.before.get(engine, (0, 256))
+        for engine, (routed, direct, window, bounds_direct) in now.items():
+            routed_before, direct_before, allowed, _ = self.before.get(engine, (0, 0, 256, False))
+            count, earlier = routed, routed_before
+            if bounds_direct:
+                count, earlier = routed + direct, routed_before + direct_before
             if count > max(window, allowed) and count > earlier:
                 wrong.append(f"window: {count} packets are at a link with a window of {window}, {earlier} were before")
         self.before = now

@@ -61,7 +61,7 @@ def test_work_under_way_is_in_order_and_not_at_rest() -> None:
     sim.submit(client, "a", metadata={"retry": 2})
     sim.submit(client, "b", dependencies=["a"])
     assert audit(sim.switch) == []
-    assert in_flight(sim.switch)[sim.links[worker]] == (1, 256)
+    assert in_flight(sim.switch)[sim.links[worker]] == (1, 0, 256, False)
     left = audit(sim.switch, at_rest=True)
     assert "flight b'a' (sent, df:work) is left" in left
     assert "flight b'b' (waiting, df:work) is left" in left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from typing import Any
 
@@ -312,6 +313,42 @@ async def test_fill_computes_once_however_many_ask(hub: Gateway, client: Reactor
     assert values == [{"computed": 5}] * 50
     assert runs == [5]
     assert await client.cache.fill("k", step("df", "costly", 6)) == {"computed": 5}
+
+
+async def test_who_waits_for_a_fill_gets_it_even_when_it_has_expired(hub: Gateway, client: Reactor) -> None:
+    runs = []
+
+    async def costly(data: Any) -> Any:
+        runs.append(data)
+        await asyncio.sleep(0.02)
+        return "x" * 500_000
+
+    hub.register("df", "costly", costly)
+    fills = [client.cache.fill("k", step("df", "costly"), ttl=0.001) for _ in range(40)]
+    assert [len(value) for value in await asyncio.gather(*fills)] == [500_000] * 40
+    assert len(runs) == 1
+
+
+async def test_large_values_that_many_wait_for_leave_one_by_one(hub: Gateway, client: Reactor) -> None:
+    """Others get on between two of them."""
+    made = asyncio.Event()
+
+    async def costly(data: Any) -> Any:
+        await made.wait()
+        return "x" * 500_000
+
+    hub.register("df", "costly", costly)
+    fills = [asyncio.ensure_future(client.cache.fill("k", step("df", "costly"))) for _ in range(40)]
+    elements = hub._elements
+    assert elements is not None
+    while elements.lines.waiting("fill", "k") < 39:
+        await asyncio.sleep(0)
+    made.set()
+    left = []
+    while not all(fill.done() for fill in fills):
+        await asyncio.sleep(0)
+        left.append(elements.lines.waiting("fill", "k"))
+    assert max(before - after for before, after in itertools.pairwise([39, *left])) <= 2
 
 
 async def test_a_fill_that_fails_is_tried_by_the_next(hub: Gateway, client: Reactor) -> None:

@@ -348,27 +348,42 @@ async def _fill(call: Call, key: str, request: Cache, ttl: float | None) -> Any:
     entry = await call.store.get("cache", key)
     if entry is not None:
         return {"value": entry.value, "version": entry.version, "found": True}
-    filling: dict[str, asyncio.Future[Any]] = call.runtime.rooms.setdefault("filling", {})
-    running = filling.get(key)
-    while running is not None:
-        # another's step: if that fails or is taken back, this one tries for itself
-        await asyncio.wait({running})
-        entry = await call.store.get("cache", key)
-        if entry is not None:
-            return {"value": entry.value, "version": entry.version, "found": False}
-        running = filling.get(key)
+    fillings: dict[str, _Filling] = call.runtime.rooms.setdefault("filling", {})
+    running = fillings.get(key)
+
+    async def attempt() -> Any:
+        nonlocal running
+        while running is not None and running.over:
+            if running.made is not None:
+                return running.made
+            running = fillings.get(key)  # that one failed or was taken back
+        return False if running is None else None
+
+    if running is not None:
+        # in a line, so that thousands of answers of a megabyte do not leave in one iteration of the loop
+        made = await call.wait("fill", key, attempt, wait_ms=None)
+        if made:
+            return made
     call.check_steps(1)
     call.hold(FILLING_BYTES)
-    mine: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    filling[key] = mine
+    mine = fillings[key] = _Filling()
     try:
         data = await call.step(request.step, {"input": None, "prev": None, "results": {}}, 0)
         check_size(call, "value", data)
-        made = await _set(call, key, data, None, ttl)
-        return made | {"found": False}
+        mine.made = await _set(call, key, data, None, ttl) | {"found": False}
+        return mine.made
     finally:
-        del filling[key]
-        mine.set_result(None)
+        mine.over = True
+        del fillings[key]
+        call.runtime.lines.wake("fill", key)
+
+
+class _Filling:
+    """A value that is being computed. Who asked meanwhile gets it, even where it is kept for a millisecond only."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, Any] | None = None
+        self.over = False
 
 
 async def _tell(call: Call, key: str, value: msgspec.Raw | None, version: int) -> None:
