@@ -49,6 +49,6 @@ cdef class FairQueue:
     cdef void used(self, int64_t ns) noexcept
 
     cdef Turn _choose(self, Ring ring, Py_ssize_t most, Py_ssize_t taken)
-    cdef int _next_round(self, Ring ring) except -1
+    cdef int _next_round(self, Ring ring, int64_t best) except -1
     cdef int _drop(self, Turn turn) except -1
     cdef void _take_out(self, Turn turn) noexcept

@@ -84,7 +84,7 @@ cdef class FairQueue:
         cdef Py_ssize_t n = len(ring.order), k, seen = 0
         cdef Turn turn, best
         cdef bint someone
-        cdef int64_t urgency, urgent = 0
+        cdef int64_t urgency, urgent = 0, most_credit = 0
         cdef int _rounds
         if n == 1:
             best = <Turn>ring.order[0]
@@ -100,6 +100,8 @@ cdef class FairQueue:
                     turn = <Turn>ring.order[(ring.at + k) % n]
                     if turn.account is not None and not shared_room(most, taken, turn.account.runs):
                         continue
+                    if not someone or turn.credit > most_credit:
+                        most_credit = turn.credit
                     someone = True
                     if turn.credit <= 0:
                         continue
@@ -114,16 +116,17 @@ cdef class FairQueue:
                 ring.at += LOOKED_AT
             if not someone:
                 return None
-            self._next_round(ring)
+            self._next_round(ring, most_credit)
         return None
 
-    cdef int _next_round(self, Ring ring) except -1:
-        """Nobody has credit: all get the same, as often as it takes until somebody has."""
+    cdef int _next_round(self, Ring ring, int64_t best) except -1:
+        """Nobody who may take something has credit: all get the same, as often as it takes until one of those has.
+
+        `best`: the most that one of them has. What somebody has whose share is used up does not count: he could
+        not use it, and everybody would wait for him.
+        """
         cdef Turn turn
-        cdef int64_t best = -(<int64_t>1 << 62), more
-        for turn in ring.order:
-            best = max(best, turn.credit)
-        more = (-best // self.quantum + 1) * self.quantum
+        cdef int64_t more = (-best // self.quantum + 1) * self.quantum
         for turn in ring.order:
             turn.credit = min(turn.credit + more, self.quantum)
         return 0
@@ -182,6 +185,10 @@ cdef class FairQueue:
     def worked(self, int64_t ns):
         """What was taken last has taken so long."""
         self.used(ns)
+
+    def runs(self, Account account not None, Py_ssize_t number):
+        """So many of an account's items are with handlers."""
+        account.runs = number
 
     def discard(self, HeapEntry entry not None, Account account):
         """Takes an item out."""

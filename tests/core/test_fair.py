@@ -87,20 +87,42 @@ def test_two_hundred_whose_items_take_long_leave_enough_to_one_whose_items_are_q
     assert worked < 10_000_000, "they are through in ten milliseconds"
 
 
-STEPS = st.tuples(st.sampled_from(["add", "take", "discard"]), st.integers(0, 99), st.integers(1, 10))
+def test_nobody_waits_for_one_whose_share_is_used_up() -> None:
+    """What that one still has in credit is nothing that others have to wait for."""
+    queue = FairQueue(quantum=100)
+    full, other = account("full"), account("other")
+    for n in range(10):
+        queue.add(("full", n), full, 5)
+        queue.add(("other", n), other, 5)
+    queue.runs(full, 60)
+    assert [queue.take(1000, 64, 60) for _ in range(10)] == [("other", n) for n in range(10)]
+    assert queue.take(0, 64, 60) is None
+    queue.runs(full, 0)
+    assert queue.take(0, 64, 0) == ("full", 0)
+
+
+STEPS = st.tuples(st.sampled_from(["add", "take", "discard", "runs"]), st.integers(0, 99), st.integers(1, 10))
 
 
 @given(st.lists(STEPS, max_size=300))
-def test_nothing_is_lost_or_given_twice(steps: list[tuple[str, int, int]]) -> None:
+def test_nothing_is_lost_given_twice_or_kept_from_who_may_have_it(steps: list[tuple[str, int, int]]) -> None:
     queue = FairQueue(quantum=50)
     there: dict[int, tuple[object, Account]] = {}
+    runs: dict[str, int] = {}
     for number, (kind, place, priority) in enumerate(steps):
         if kind == "add":
             owner = ACCOUNTS[place]
             there[number] = (queue.add(number, owner, priority), owner)
+        elif kind == "runs":
+            queue.runs(ACCOUNTS[place], number % 40)
+            runs[ACCOUNTS[place].name] = number % 40
         elif kind == "take":
-            item = queue.take(place * 10)
-            assert (item is None) == (not there)
+            taken = priority * 3
+            item = queue.take(place * 10, 32, taken)
+            # the last eighth is for those who have little
+            may = {owner.name for _, owner in there.values() if taken < 28 or runs.get(owner.name, 0) < 32 - taken}
+            assert (item is None) == (not may)
+            assert item is None or there[item][1].name in may
             if item is not None:
                 del there[item]
         elif there:
@@ -108,3 +130,5 @@ def test_nothing_is_lost_or_given_twice(steps: list[tuple[str, int, int]]) -> No
             queue.discard(entry, owner)  # type: ignore[arg-type]
         assert len(queue) == len(there)
     assert queue.accounts == len({owner.name for _, owner in there.values()})
+    for one in ACCOUNTS:
+        queue.runs(one, 0)
