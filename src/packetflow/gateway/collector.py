@@ -16,6 +16,8 @@ import gc
 import time
 from collections.abc import Callable
 
+from packetflow.gateway.memory import resident
+
 __all__ = ["Collector"]
 
 M_MMAP_THRESHOLD = -3
@@ -29,8 +31,8 @@ EVERY = 60.0
 """Seconds between full collections."""
 LATEST = 900.0
 """Seconds after which one is due whatever is held."""
-MUCH = 32 * 1_048_576
-"""Bytes held, once the most of which are given back the system gets its pages, too."""
+MORE = 16 * 1_048_576
+"""Bytes that the process has become larger by, after which the system gets back what is free of them."""
 SHARE = 100
 """So many times as long as one took passes before the next."""
 
@@ -58,13 +60,14 @@ class Collector:
         self._timer: asyncio.TimerHandle | None = None
         self._last = 0.0
         self._took = 0.0
-        self._most = 0
+        self._resident = 0
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """From now on; what is there already is never looked at again."""
         set_up_memory()
         gc.collect()
         gc.freeze()
+        self._resident = resident()
         self._before = gc.get_threshold()
         gc.set_threshold(YOUNG, MIDDLE, NEVER)
         self._last = loop.time()
@@ -82,10 +85,9 @@ class Collector:
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         held = self._held()
-        self._most = max(self._most, held)
-        if self._most > MUCH and held < self._little:
-            self._most = 0
+        if held <= self._little and resident() > self._resident + MORE:
             give_back()
+            self._resident = resident()
         since = loop.time() - self._last
         if since >= max(EVERY, SHARE * self._took) and (held <= self._little or since >= LATEST):
             began = time.perf_counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["memory_of_machine", "share_of_memory"]
+__all__ = ["memory_of_machine", "resident", "share_of_memory"]
 
 MOST = 768 * 1_048_576
 UNKNOWN = 2 * 1024 * 1_048_576
@@ -15,6 +15,7 @@ _CGROUP = (
     Path("/sys/fs/cgroup/memory.max"),  # version 2, as a container sees its own
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
 )
+_STATM = Path("/proc/self/statm")
 
 
 def memory_of_machine() -> int:
@@ -36,3 +37,11 @@ def memory_of_machine() -> int:
 def share_of_memory() -> int:
     """A quarter of it, at most 768 MiB: the default of what a gateway may hold for its peers."""
     return max(1_048_576, min(memory_of_machine() // 4, MOST))
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory; 0 where the system does not say (it is Linux that does)."""
+    try:
+        return int(_STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError, IndexError):
+        return 0
