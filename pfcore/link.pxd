@@ -23,10 +23,14 @@ cdef class Sharing:
         object loop
         int64_t spent                # ns of the long batches of this iteration
         bint scheduled               # `_turn` was handed to call_soon
+        object ended                 # deque of links whose connections have gone, and that have not ended yet
+        int64_t ending               # ns that links took to end in this iteration
         Account latest               # whose link had the last batch
         int64_t switched             # ns; when that was another's before
 
     cdef int note(self, Account account, int64_t took, int64_t now) except -1
+    cdef int end(self, Link link) except -1
+    cdef int _end_some(self) except -1
 
 cdef class Link(WSListener):
     cdef:
@@ -46,6 +50,7 @@ cdef class Link(WSListener):
         bint in_batch
         bint flush_scheduled
         bint closing                 # we have sent a close frame
+        bint to_end                  # its connection has gone, and what follows from that has not been done yet
         bint reading_paused
         object reread                # TLS: reads what it has already; None otherwise
         bint unpausable              # TLS that cannot do that
@@ -67,6 +72,7 @@ cdef class Link(WSListener):
     cdef int deliver(self, const unsigned char* p, Py_ssize_t n, bint text) except -1
 
     cdef int _attach(self, WSTransport transport) except -1
+    cdef int _end(self) except -1
     cdef object submitted(self, object reply)
     cdef int _count_unsent(self) except -1
     cdef int _resume_reading(self) except -1

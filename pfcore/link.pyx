@@ -1,5 +1,6 @@
 """Binds an engine to picows: frames in, batched writes out, one timer."""
 
+import collections
 import time
 import weakref
 
@@ -48,6 +49,7 @@ cdef enum:
     MOST_READ = 131072           # bytes that a link reads at once, at most and at least
     LEAST_READ = 4096
     SMALL_PARTIAL = 65536        # bytes of a partial frame that nobody is charged for
+    ENDING = 2000000             # ns of an iteration that links may take to end: one at least
     QUICK = 250000               # ns: a batch that took less may be larger the next time
     LONG = 1000000               # ns: one that took more will be smaller
     BYTE = 2                     # ns that reading a byte of a large frame takes
@@ -81,6 +83,7 @@ cdef class Sharing:
 
     def __init__(self, loop):
         self.loop = loop
+        self.ended = collections.deque()
 
     cdef int note(self, Account account, int64_t took, int64_t now) except -1:
         # short batches are not worth a callback
@@ -94,9 +97,45 @@ cdef class Sharing:
                 self.loop.call_soon(self._turn)
         return 0
 
+    cdef int end(self, Link link) except -1:
+        """A connection has gone: what follows is done at once, or where many go together when the loop has had a turn.
+
+        A link may leave thousands of packets and a thousand elements behind, and
+        a stranger decides how many links go in one moment.
+        """
+        self.ended.append(link)
+        if self.ending < ENDING and len(self.ended) == 1:
+            self._end_some()
+        elif link.engine.fatal == 0:
+            link.engine.fatal = CLOSE_ABNORMAL  # until then it is given nothing more
+        if not self.scheduled:
+            self.scheduled = True
+            self.loop.call_soon(self._turn)
+        return 0
+
+    cdef int _end_some(self) except -1:
+        cdef int64_t began = pf_monotonic_ns(), now = began
+        cdef Link link
+        while self.ended and self.ending + now - began < ENDING:
+            link = <Link>self.ended.popleft()
+            try:
+                if link.to_end:
+                    link._end()
+            except Exception as error:
+                self.loop.call_exception_handler({"message": "packetflow link failed", "exception": error})
+            now = pf_monotonic_ns()
+        self.ending += now - began
+        return 0
+
     def _turn(self):
         self.scheduled = False
         self.spent = 0
+        self.ending = 0
+        if self.ended:
+            self._end_some()
+            if not self.scheduled:
+                self.scheduled = True
+                self.loop.call_soon(self._turn)
 
 
 cdef class Link(WSListener):
@@ -222,6 +261,15 @@ cdef class Link(WSListener):
         self.timer_at = -1
         self.transport = None
         self.tcp = None
+        self.to_end = True
+        if self.sharing is not None:
+            self.sharing.end(self)
+        else:
+            self._end()
+
+    cdef int _end(self) except -1:
+        """What follows from a connection that has gone."""
+        self.to_end = False
         reason = f": {self.close_reason}" if self.close_reason else ""
         self.engine.disconnected(
             f"the connection was lost (close code {self.close_code}{reason}); the answer is unknown",
@@ -230,6 +278,7 @@ cdef class Link(WSListener):
         if self.on_closed is not None:
             self.on_closed(self)
         self.arm()
+        return 0
 
     cpdef pause_writing(self):
         self.engine.paused = True
@@ -618,6 +667,8 @@ cdef class Link(WSListener):
         if transport is not None:
             transport.underlying_transport.abort()
             self.on_ws_disconnected(transport)
+        if self.to_end:
+            self._end()
 
     def flush_ended(self):
         """Resumes whoever waits for submits that the engine has just ended."""

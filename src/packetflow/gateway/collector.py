@@ -22,10 +22,10 @@ __all__ = ["Collector"]
 
 M_MMAP_THRESHOLD = -3
 
-YOUNG = 10_000
-"""Objects that are made before the young ones are looked through: some 0.3 ms."""
+YOUNG = 2_000
+"""Objects that are made before the young ones are looked through: some 0.1 ms."""
 MIDDLE = 2
-"""Looks before those that have come since are looked through once more, 1 to 3 ms; by what survives that, no more."""
+"""Looks before those that have come since are looked through once more, up to 3 ms; by what survives that, no more."""
 NEVER = 1_000_000
 EVERY = 60.0
 """Seconds between full collections."""
