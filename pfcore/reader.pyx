@@ -17,6 +17,7 @@ from pfcore.scan cimport (
     Cursor,
     Kind,
     Span,
+    begin_scan,
     pf_string_run,
     scan_end,
     scan_fail,
@@ -218,11 +219,7 @@ cdef class FrameReader:
         self.type = MessageType.UNKNOWN
         self.seq = -1
         memset(self.fields, 0, sizeof(self.fields))
-        cursor.p = p
-        cursor.start = p
-        cursor.end = p + n
-        cursor.expected = NULL
-        cursor.depth = self.max_depth - 2  # the frame and its payload are levels too
+        begin_scan(&cursor, p, p, p + n, self.max_depth - 2)  # the frame and its payload are levels too
         status = self._frame(&cursor)
         if status < 0 and self.expected == NULL:
             self.expected = cursor.expected
@@ -292,10 +289,7 @@ cdef class FrameReader:
         self.element.n = p - self.element.p
         if self.element.n == 0 or self.element.n > MAX_ELEMENT or end - p < 10 or memcmp(p, b'","data":', 9) != 0:
             return False
-        cursor.start = p
-        cursor.p = p + 9
-        cursor.end = end
-        cursor.depth = self.max_depth - 2
+        begin_scan(&cursor, p, p + 9, end, self.max_depth - 2)
         if scan_value(&cursor, &self.fields[<int>F_DATA]) < 0:
             return False
         p = cursor.p
@@ -328,10 +322,7 @@ cdef class FrameReader:
         p += 36
         if end - p < 30 or memcmp(p, b'","status":"success","data":', 28) != 0:
             return False
-        cursor.start = p
-        cursor.p = p + 28
-        cursor.end = end
-        cursor.depth = self.max_depth - 2
+        begin_scan(&cursor, p, p + 28, end, self.max_depth - 2)
         if scan_value(&cursor, &self.fields[<int>F_DATA]) < 0:
             return False
         p = cursor.p
@@ -599,10 +590,7 @@ cdef class FrameReader:
         cdef Py_ssize_t count = 0, arena = self._arena_used
         if span.kind != Kind.ARRAY:
             return False
-        cursor.p = span.p + 1
-        cursor.start = span.p
-        cursor.end = span.p + span.n
-        cursor.depth = self.max_depth
+        begin_scan(&cursor, span.p, span.p + 1, span.p + span.n, self.max_depth)
         skip_space(&cursor)
         while cursor.p[0] != 0x5D:
             if cursor.p[0] != 0x22 or scan_string(&cursor, &item) < 0 or item.n == 0:
@@ -739,10 +727,7 @@ cdef class FrameReader:
         cdef Span span
         if self.offset < 0 or self.offset >= self._length:
             return ""
-        cursor.p = self._start + self.offset
-        cursor.start = self._start
-        cursor.end = self._start + self._length
-        cursor.depth = self.max_depth
+        begin_scan(&cursor, self._start, self._start + self.offset, self._start + self._length, self.max_depth)
         if cursor.p[0] != 0x22:
             if scan_value(&cursor, &span) < 0:
                 # a string's span starts behind its quote
@@ -771,11 +756,7 @@ cdef bint find_key(const Span* span, const char* key, Py_ssize_t n, Span* out) n
     cdef bint found = False
     if span.kind != Kind.OBJECT:
         return False
-    cursor.p = span.p + 1
-    cursor.start = span.p
-    cursor.end = span.p + span.n
-    cursor.depth = 512
-    cursor.expected = NULL
+    begin_scan(&cursor, span.p, span.p + 1, span.p + span.n, 512)
     skip_space(&cursor)
     while cursor.p < cursor.end and cursor.p[0] == 0x22:
         if scan_string(&cursor, &name) < 0:
@@ -804,11 +785,7 @@ cdef list _top_level_keys(const unsigned char* p, Py_ssize_t n):
     cdef Cursor cursor
     cdef Span key, value
     cdef list keys = []
-    cursor.p = p
-    cursor.start = p
-    cursor.end = p + n
-    cursor.depth = 512
-    cursor.expected = NULL
+    begin_scan(&cursor, p, p, p + n, 512)
     skip_space(&cursor)
     cursor.p += 1
     skip_space(&cursor)

@@ -25,6 +25,7 @@ cdef struct Cursor:
     const unsigned char* start   # first byte of the document, for offsets in errors
     const char* expected         # static text once something failed, else NULL
     int depth                    # containers that may still be opened
+    int64_t digits               # squares of the lengths of long integers so far: what converting them takes
 
 # What a JSON value is, told by its first byte.
 cdef enum Kind:
@@ -46,6 +47,15 @@ cdef struct Span:
     uint8_t escaped              # STRING: holds a backslash
     uint8_t ascii                # STRING: no byte above 0x7F
     uint8_t integer              # NUMBER: neither fraction nor exponent
+
+cdef inline void begin_scan(Cursor* cursor, const unsigned char* start, const unsigned char* p,
+                            const unsigned char* end, int depth) noexcept nogil:
+    cursor.start = start
+    cursor.p = p
+    cursor.end = end
+    cursor.depth = depth
+    cursor.digits = 0
+    cursor.expected = NULL
 
 cdef int scan_value(Cursor* cursor, Span* out) noexcept nogil
 cdef int scan_string(Cursor* cursor, Span* out) noexcept nogil

@@ -1,5 +1,6 @@
 from typing_extensions import Buffer
 
-__all__ = ["validate"]
+__all__ = ["digits_work", "validate"]
 
 def validate(buffer: Buffer, max_depth: int = 64) -> tuple[int, str] | None: ...
+def digits_work(data: bytes) -> int: ...

@@ -2,17 +2,21 @@
 
 The C interface is in ``scan.pxd``. From Python there is `validate`, which says
 whether a buffer holds one JSON document and where it does not, and exists so
-that the scanner can be tested and fuzzed on its own.
+that the scanner can be tested and fuzzed on its own; and `digits_work`.
 """
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.string cimport memcmp
 
-__all__ = ["validate"]
+__all__ = ["digits_work", "validate"]
 
 cdef enum:
     # CPython converts at most this many digits (sys.int_info); msgspec follows it.
     MAX_INTEGER_DIGITS = 4300
+    LONG_INTEGER = 64
+    # Converting an integer takes time with the square of its digits, there and back: these some 4 ms for a document.
+    MAX_DIGITS_WORK = 200000000
     # A double's largest decimal exponent when the value is written 0.ddd x 10^E.
     MAX_DECIMAL_EXPONENT = 309
 
@@ -213,6 +217,10 @@ cdef int _scan_number(Cursor* cursor, Span* out) noexcept nogil:
     if out.integer:
         if out.n > MAX_INTEGER_DIGITS:  # msgspec counts the sign, too
             return scan_fail(cursor, b"an integer of at most 4300 digits")
+        if out.n > LONG_INTEGER:
+            cursor.digits += out.n * out.n
+            if cursor.digits > MAX_DIGITS_WORK:
+                return scan_fail(cursor, b"fewer long integers: the squares of their digits are more than 200000000")
     elif _overflows(out.p, p):
         return scan_fail(cursor, b"a number within the range of a double")
     cursor.p = p
@@ -481,11 +489,8 @@ def validate(buffer, int max_depth=64):
         raise ValueError(f"max_depth: expected 0 to 512, got {max_depth}")
     PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
     try:
-        cursor.start = <const unsigned char*>view.buf
-        cursor.p = cursor.start
-        cursor.end = cursor.start + view.len
-        cursor.depth = max_depth
-        cursor.expected = NULL
+        begin_scan(&cursor, <const unsigned char*>view.buf, <const unsigned char*>view.buf,
+                   <const unsigned char*>view.buf + view.len, max_depth)
         skip_space(&cursor)
         failed = scan_value(&cursor, &span)
         if failed == 0:
@@ -495,3 +500,27 @@ def validate(buffer, int max_depth=64):
         return cursor.p - cursor.start, (<bytes>cursor.expected).decode()
     finally:
         PyBuffer_Release(&view)
+
+
+def digits_work(bytes data not None):
+    """The squares of the lengths of all long integers in a JSON text, added up: what converting them takes."""
+    cdef const unsigned char* p = <const unsigned char*>PyBytes_AS_STRING(data)
+    cdef const unsigned char* end = p + PyBytes_GET_SIZE(data)
+    cdef const unsigned char* began
+    cdef int64_t work = 0
+    while p < end:
+        if p[0] == 0x22:
+            p = pf_string_run(p + 1, end)
+            while p < end and p[0] != 0x22:
+                p += 2 if p[0] == 0x5C and end - p > 1 else 1
+                p = pf_string_run(p, end)
+            p += 1
+        elif _is_digit(p[0]):
+            began = p
+            while p < end and _is_digit(p[0]):
+                p += 1
+            if p - began > LONG_INTEGER:
+                work += (p - began) * (p - began)
+        else:
+            p += 1
+    return work

@@ -22,7 +22,7 @@ from pfcore.reader cimport (
     decode_span,
     group_code,
 )
-from pfcore.scan cimport Cursor, Kind, Span, pf_count_openers, scan_end, scan_value, skip_space
+from pfcore.scan cimport Cursor, Kind, Span, begin_scan, pf_count_openers, scan_end, scan_value, skip_space
 
 from pfcore.errors import InvalidPacket
 
@@ -125,11 +125,7 @@ cdef object encode_value(object data, int depth, str where):
         n = PyBytes_GET_SIZE(encoded)
         # raw text is anybody's; and whatever nests too deep, the receiver would refuse
         if kind is _Raw or pf_count_openers(p, p + n, depth) > depth:
-            cursor.p = p
-            cursor.start = p
-            cursor.end = p + n
-            cursor.depth = depth
-            cursor.expected = NULL
+            begin_scan(&cursor, p, p, p + n, depth)
             skip_space(&cursor)
             if scan_value(&cursor, &span) < 0 or scan_end(&cursor) < 0:
                 expected = (<bytes>cursor.expected).decode()

@@ -132,7 +132,10 @@ async def deep_nesting(a: Assault) -> None:
 async def long_numbers(a: Assault) -> None:
     """Integers of a megabyte, and two hundred of as many digits as are taken."""
     longest = "[" + ",".join(["9" * 4299] * 220) + "]"
+    most = "[" + ",".join(["9" * 4299] * 10) + "]"
     await together(
+        a.persist(lambda: submits("df:reduce", raw=f'{{"input":{most},"op":"sum"}}', count=20)),
+        a.persist(lambda: submits("df:echo", raw=most, count=20)),
         a.persist(lambda: submits("df:reduce", raw=f'{{"input":{longest},"op":"sum"}}', count=20)),
         a.persist(lambda: submits("df:echo", raw=longest, count=20)),
         a.persist(lambda: submits("df:echo", raw="7" * 1_000_000, count=5)),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pfcore.scan import validate
+from pfcore.scan import digits_work, validate
 
 VALID = [
     b"null", b"true", b"false", b"0", b"-0", b"-0.0", b"1", b"-1", b"10", b"1.5", b"1e5", b"1E+5", b"1e-5", b"0e0",
@@ -152,3 +152,33 @@ def test_deep_nesting_of_a_megabyte_ends_at_the_bound() -> None:
 def test_bad_depth_is_refused(depth: int) -> None:
     with pytest.raises(ValueError, match="max_depth: expected 0 to 512"):
         validate(b"1", max_depth=depth)
+
+
+LONG = b"9" * 4000
+
+
+def test_long_integers_are_bounded_by_what_converting_them_takes() -> None:
+    """An integer takes time with the square of its digits; short ones, texts and fractions count for nothing."""
+    assert validate(b"[" + b",".join([LONG] * 12) + b"]") is None
+    offset, expected = validate(b"[" + b",".join([LONG] * 13) + b"]") or (0, "")
+    assert offset == 1 + 12 * 4001
+    assert "fewer long integers" in expected
+    assert validate(b"[" + b",".join([b"9" * 64] * 100_000) + b"]") is None
+    assert validate(b'["' + b",".join([LONG] * 13) + b'"]') is None
+    assert validate(b"[" + b",".join([b"0." + LONG] * 13) + b"]") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "work"),
+    [
+        (b"[1,2," + b"1" * 64 + b"]", 0),
+        (b"[" + b"1" * 65 + b",-" + b"1" * 100 + b"]", 65**2 + 100**2),
+        (b'{"a":"' + b"1" * 100 + b'\\"' + b"1" * 100 + b'"}', 0),
+        ('["é'.encode() + b"1" * 100 + b'\\"' + b"1" * 100 + b'",' + b"1" * 70 + b"]", 70**2),
+        (b'"' + b"1" * 100, 0),
+        (b'"\\', 0),
+        (b"", 0),
+    ],
+)
+def test_the_work_of_converting_integers(text: bytes, work: int) -> None:
+    assert digits_work(text) == work

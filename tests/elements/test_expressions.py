@@ -176,6 +176,12 @@ def cost(text: str, value: Any) -> int:
     return meter.spent
 
 
+def test_long_integers_cost_what_converting_them_takes() -> None:
+    meter = Meter()
+    with pytest.raises(InvalidPacket, match="steps of evaluation"):
+        View({"input": msgspec.Raw(b"[" + b",".join([b"9" * 4000] * 100) + b"]")}, meter).plain("input")
+
+
 LIST = list(range(20_000))
 
 

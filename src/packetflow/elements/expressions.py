@@ -23,6 +23,7 @@ from jmespath.parser import Parser
 from jmespath.visitor import Options, TreeInterpreter
 
 from packetflow.errors import InvalidPacket
+from pfcore.scan import digits_work
 
 __all__ = ["Expression", "Meter", "View", "compile_expression", "decoding_cost", "expand", "is_packet", "truth"]
 
@@ -39,6 +40,7 @@ MAX_COMPILED = 65_536
 VISIT = 4
 CALL = 8
 COMPILE = 8  # a character
+DIGITS = 14  # a step converts an integer of 2^7 digits, and so many more with the square of them
 
 _GROUPS = frozenset(("cf", "df", "ed", "co", "mc", "rm"))
 _ERRORS = (
@@ -81,7 +83,8 @@ def decoding_cost(data: bytes) -> int:
     """Steps that decoding JSON takes at most."""
     if len(data) < 256:
         return len(data) >> 2
-    return (3 * (data.count(b",") + data.count(b"[") + data.count(b"{") + 1) >> 2) + (len(data) >> 7)
+    cost = (3 * (data.count(b",") + data.count(b"[") + data.count(b"{") + 1) >> 2) + (len(data) >> 7)
+    return cost + (digits_work(data) >> DIGITS)
 
 
 class _Functions(functions.Functions):
@@ -112,7 +115,7 @@ class _Functions(functions.Functions):
     @functions.signature({"types": []})
     def _func_to_number(self, arg: Any) -> Any:
         if isinstance(arg, str):
-            self._meter.take(len(arg) * len(arg) >> 14)
+            self._meter.take(len(arg) * len(arg) >> DIGITS)
         return functions.Functions._func_to_number(self, arg)  # type: ignore[attr-defined]
 
     @functions.signature({"types": ["string"]}, {"types": ["array-string"]})
