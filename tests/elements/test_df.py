@@ -293,6 +293,7 @@ async def test_many_items_that_are_due_again(client: Reactor, hub: Gateway) -> N
     while len(seen) < 3000:
         items = (await client.call("df", "consume", {**data, "redeliver_after_ms": 60_000}))["items"]
         assert not seen & {item["data"] for item in items}
+        assert sum(item["deliveries"] > 1 for item in items) <= 400
         seen |= {item["data"] for item in items}
     assert (await refused(client.call("df", "consume", {**data, "wait_ms": 0}))).code == "PF408"
 

@@ -36,8 +36,10 @@ MAX_DELIVERIES = 5
 MAX_CONSUMED = 10_000
 MAX_PRODUCED = 10_000
 MAX_CONSUMERS = 1000
-MAX_LOOKS = 1000
-"""Items that are due again and looked at for one answer."""
+MAX_TAKEN = MAX_CONSUMED
+"""Items of one answer: nothing else happens while they are taken."""
+AGAIN = 25
+"""So many times the work of a new item is one that is due again, and once more where it is one of the dead now."""
 PREPAID = 16
 """So many of those are paid for with the consumer's name: a stream can be read however full the account is."""
 PENDING_BYTES = 320
@@ -270,10 +272,12 @@ async def _take(call: Call, stream: str, consumer: str, request: Consume) -> lis
     items: list[dict[str, Any]] = []
     room = call.bounds.value * 3 // 4  # bytes of an answer
     buried = changed = False
-    for _ in range(max(MAX_LOOKS, request.max)):
+    work = 0  # nothing else may happen to the consumer name meanwhile, so this is one piece: it has to be short
+    while work < MAX_TAKEN:
         first = progress.next_due()
         if first is None or first[0] > now or len(items) >= request.max or room <= 0:
             break
+        work += AGAIN
         item = first[1]
         deliveries = progress.pending[item][0]
         found = await call.store.read("stream", stream, item - 1, 1)
@@ -283,6 +287,7 @@ async def _take(call: Call, stream: str, consumer: str, request: Consume) -> lis
             continue
         data = found[0][1]
         if deliveries >= MAX_DELIVERIES:
+            work += AGAIN
             if await _bury(call, stream, data):
                 progress.done(item)
                 buried = True
@@ -292,7 +297,7 @@ async def _take(call: Call, stream: str, consumer: str, request: Consume) -> lis
         progress.give(item, deliveries + 1, due)
         items.append({"id": item, "data": data, "deliveries": deliveries + 1})
         room -= len(data) + 60
-    fresh = min(fresh, request.max - len(items))
+    fresh = min(fresh, request.max - len(items), MAX_TAKEN - work)
     while fresh > 0 and room > 0:
         found = await call.store.read("stream", stream, progress.cursor, min(100, fresh))
         if not found:
