@@ -44,6 +44,8 @@ cdef class OutputBuffer:
     cdef int put_int(self, int64_t value) except -1
     cdef void clear(self) noexcept
     cdef void release(self) noexcept
+    # Changes what both hold; neither has a message open.
+    cdef void swap(self, OutputBuffer other) noexcept
 
     cdef inline int reserve(self, Py_ssize_t extra) except -1:
         if self.capacity - self.size < extra:

@@ -195,6 +195,11 @@ cdef class OutputBuffer:
             self.cancel_message()
             raise
 
+    cdef void swap(self, OutputBuffer other) noexcept:
+        self.data, other.data = other.data, self.data
+        self.size, other.size = other.size, self.size
+        self.capacity, other.capacity = other.capacity, self.capacity
+
     def take(self):
         """All complete messages as bytes; the buffer is empty afterwards."""
         cdef bytes out = PyBytes_FromStringAndSize(<char*>self.data, self.size)

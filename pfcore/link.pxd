@@ -29,6 +29,7 @@ cdef class Sharing:
         int64_t switched             # ns; when that was another's before
 
     cdef int note(self, Account account, int64_t took, int64_t now) except -1
+    cdef bint full(self) noexcept
     cdef int end(self, Link link) except -1
     cdef int _end_some(self) except -1
 

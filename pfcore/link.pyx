@@ -97,6 +97,10 @@ cdef class Sharing:
                 self.loop.call_soon(self._turn)
         return 0
 
+    cdef bint full(self) noexcept:
+        """Have long batches had what they may have of this iteration?"""
+        return self.spent > ITERATION
+
     cdef int end(self, Link link) except -1:
         """A connection has gone: what follows is done at once, or where many go together when the loop has had a turn.
 
@@ -311,7 +315,7 @@ cdef class Link(WSListener):
 
     def next_read(self):
         """Bytes that may be read at once just now."""
-        if self.sharing is not None and self.sharing.spent > ITERATION:
+        if self.sharing is not None and self.sharing.full():
             return LEAST_READ
         return self.quantum
 
@@ -556,7 +560,7 @@ cdef class Link(WSListener):
 
     cdef bint _waits(self) noexcept:
         """Is it much that it has to write, and has this iteration of the loop had enough of that?"""
-        return self.sharing is not None and self.sharing.spent > ITERATION and self.engine.out.size >= LARGE_WRITE
+        return self.sharing is not None and self.sharing.full() and self.engine.out.size >= LARGE_WRITE
 
     def _wake(self):
         """The engine has output, or an earlier deadline, and no batch is under way."""

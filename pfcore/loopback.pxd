@@ -4,13 +4,18 @@
 # side of the switch), and no socket between them: what one has written, the
 # other receives, in the loop's next iteration or when the switch flushes.
 
+from pfcore.buffers cimport OutputBuffer
 from pfcore.engine cimport Engine
 from pfcore.link cimport Link
 
 cdef class Loopback(Link):
     cdef:
         readonly Engine far
-        bint moving                  # bytes are on their way from near to far
+        bint moving                  # packets are on their way from near to far
+        bint taking                  # results are on their way from far to near
+        OutputBuffer packets         # what the near side wrote, while it moves
+        OutputBuffer results         # what the far side wrote, while it moves: in several iterations perhaps
+        Py_ssize_t results_at        # bytes of them that the near side has had
 
     cdef int _to_far(self) except -1
     cdef int _to_near(self) except -1

@@ -1,12 +1,14 @@
 import asyncio
 
 from pfcore.engine import Engine
-from pfcore.link import Link
+from pfcore.link import Link, Sharing
 
 __all__ = ["Loopback"]
 
 class Loopback(Link):
-    def __init__(self, near: Engine, far: Engine, *, loop: asyncio.AbstractEventLoop) -> None: ...
+    def __init__(
+        self, near: Engine, far: Engine, *, loop: asyncio.AbstractEventLoop, sharing: Sharing | None = None
+    ) -> None: ...
     @property
     def far(self) -> Engine: ...
     def open_up(self) -> None: ...

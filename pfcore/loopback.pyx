@@ -1,24 +1,34 @@
 """A gateway's link to itself. See ``loopback.pxd``."""
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t
 
+from pfcore.buffers cimport OutputBuffer
 from pfcore.clock cimport monotonic_ns as pf_monotonic_ns
 from pfcore.engine cimport Engine, EngineState
-from pfcore.link cimport Link
+from pfcore.link cimport Link, Sharing
 
 import time
 
 __all__ = ["Loopback"]
 
 
-cdef int _deliver(bytes frames, Engine engine, int64_t now) except -1:
-    """Whole unmasked frames (RFC 6455, section 5.2), as an OutputBuffer writes them, to an engine."""
-    cdef const unsigned char* p = <const unsigned char*>PyBytes_AS_STRING(frames)
-    cdef const unsigned char* end = p + PyBytes_GET_SIZE(frames)
+cdef enum:
+    MOST_MOVED = 1048576         # bytes of results that one loopback takes in an iteration of the loop: some 1 ms
+    LARGE = 65536                # bytes that are worth a look at the clock
+    KEEP = 65536                 # bytes of a buffer that are kept between batches
+
+
+cdef Py_ssize_t _deliver(OutputBuffer frames, Py_ssize_t at, Py_ssize_t most, Engine engine, int64_t now) except -1:
+    """Whole unmasked frames (RFC 6455, section 5.2), as an OutputBuffer writes them, to an engine.
+
+    From `at` on, until `most` bytes or all are through; where it ended.
+    """
+    cdef const unsigned char* start = frames.data
+    cdef const unsigned char* p = start + at
+    cdef const unsigned char* end = start + frames.size
     cdef Py_ssize_t n
     cdef int i
-    while end - p >= 2:
+    while end - p >= 2 and p - start - at < most:
         n = p[1] & 0x7F
         if n == 126:
             n = (<Py_ssize_t>p[2] << 8) | p[3]
@@ -33,15 +43,25 @@ cdef int _deliver(bytes frames, Engine engine, int64_t now) except -1:
         if p[0] == 0x81:
             engine.receive(p + i, n, now)
         p += i + n
+    return p - start
+
+
+cdef int _empty(OutputBuffer frames) except -1:
+    if frames.capacity > KEEP:
+        frames.release()
+    else:
+        frames.clear()
     return 0
 
 
 cdef class Loopback(Link):
     """`near`: the engine that submits. `far`: the switch's. Neither masks; `open_up` opens both."""
 
-    def __init__(self, Engine near not None, Engine far not None, *, loop):
-        super().__init__(near, loop=loop)
+    def __init__(self, Engine near not None, Engine far not None, *, loop, Sharing sharing=None):
+        super().__init__(near, loop=loop, sharing=sharing)
         self.far = far
+        self.packets = OutputBuffer()
+        self.results = OutputBuffer()
         far.loop = loop
         far.wake = self._wake
         far.flush_now = self._from_far
@@ -58,6 +78,9 @@ cdef class Loopback(Link):
     def shut(self, str code, str message):
         """Ends every submit that is left with `code`."""
         cdef int64_t now = pf_monotonic_ns()
+        if not self.taking:
+            self.results.release()
+            self.results_at = 0
         self.far.disconnected(message, now)
         self.engine.disconnected(message, now)
         self.engine.close(code, message)
@@ -71,36 +94,66 @@ cdef class Loopback(Link):
         cdef int64_t now = pf_monotonic_ns()
         if self.engine.out.size == 0 or self.far.state != EngineState.OPEN or self.moving:
             return 0
-        frames = self.engine.out.take()
+        self.engine.out.swap(self.packets)
         self.moving = True
         self.far.in_batch = True
         self.far.acceptor.begin_batch(now)
         try:
-            _deliver(frames, self.far, now)
+            _deliver(self.packets, 0, self.packets.size, self.far, now)
         finally:
+            _empty(self.packets)
             self.far.acceptor.end_batch()
             self.far.in_batch = False
             self.moving = False
         return 0
 
     cdef int _to_near(self) except -1:
-        if self.far.out.size > 0:
-            _deliver(self.far.out.take(), self.engine, pf_monotonic_ns())
+        cdef OutputBuffer results = self.results
+        cdef int64_t now
+        cdef Py_ssize_t at = self.results_at
+        cdef bint large
+        if self.taking or (results.size == 0 and self.far.out.size == 0):
+            return 0
+        now = pf_monotonic_ns()
+        if results.size == 0:
+            self.far.out.swap(results)
+        large = results.size > LARGE
+        self.taking = True
+        self.results_at = results.size  # nothing is delivered twice, whatever happens
+        try:
+            self.results_at = _deliver(results, at, MOST_MOVED, self.engine, now)
+        finally:
+            self.taking = False
+            if self.results_at < results.size and self.engine.state == EngineState.OPEN:
+                # results of a megabyte for many workflows at once: the rest when the loop has had a turn
+                self._wake()
+            else:
+                self.results_at = 0
+                _empty(results)
+        if large and self.sharing is not None:
+            self.sharing.note(self.far.account, pf_monotonic_ns() - now, now)
         return 0
 
+    cdef bint _waits(self) noexcept:
+        return self.sharing is not None and self.sharing.full() and (
+            self.results.size > 0 or self.far.out.size >= LARGE)
+
     def _from_far(self):
-        self._to_near()
+        if self.results.size > 0 or self._waits():
+            self._wake()
+        else:
+            self._to_near()
         self.far.sent_since_wake = False
         if self.engine.ready and not self.in_batch:
             self._wake()
 
     cdef int flush(self) except -1:
-        while self.engine.out.size > 0 or self.far.out.size > 0:
+        while self.engine.out.size > 0 or self.far.out.size > 0 or self.results.size > 0:
             self._to_far()
             self._to_near()
             if self.engine.waiting.live() > 0:
                 self.engine.pump(self.engine.now)
-            if self.engine.state != EngineState.OPEN:
+            if self.engine.state != EngineState.OPEN or self.results.size > 0:
                 break
         self.engine.sent_since_wake = False
         self.far.sent_since_wake = False

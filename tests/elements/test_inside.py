@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
 import pytest
@@ -96,3 +97,27 @@ async def test_metadata_reaches_the_steps(hub: Gateway, client: Reactor) -> None
     assert seen == [{"key": "k"}, {"key": "l"}]
     wrong = seq({**step("df", "meta"), "metadata": [1]})
     assert (await refused(ask(client, wrong))).code == "PF400"
+
+
+async def test_large_results_of_steps_that_come_together_are_taken_a_few_at_a_time(
+    hub: Gateway, client: Reactor
+) -> None:
+    """A megabyte or so in an iteration of the loop, so that others get on in between; and all arrive."""
+    release = asyncio.Event()
+
+    async def big(data: int) -> str:
+        await release.wait()
+        return str(data % 10) * 500_000
+
+    hub.register("df", "big", big)
+    sequences = [asyncio.ensure_future(ask(client, seq(step("df", "big", n)))) for n in range(24)]
+    elements = hub._elements
+    assert elements is not None
+    await until(lambda: len(elements.nests) == 24)
+    release.set()
+    left = [24]
+    while elements.nests:
+        await asyncio.sleep(0)
+        left.append(len(elements.nests))
+    assert max(before - after for before, after in itertools.pairwise(left)) <= 6
+    assert [answer[0] for answer in await asyncio.gather(*sequences)] == [str(n % 10) for n in range(24)]

@@ -14,7 +14,7 @@ from pfcore.budget import Account
 from pfcore.client import Submitter
 from pfcore.engine import Engine
 from pfcore.flights import Member, Principal
-from pfcore.link import Link
+from pfcore.link import Link, Sharing
 from pfcore.loopback import Loopback
 from pfcore.reply import Reply
 from pfcore.switch import Switch
@@ -69,14 +69,16 @@ class Inside:
             "max_buffer": 1 << 28,
         }
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._sharing: Sharing | None = None
         self._ways: dict[tuple[Principal, Account | None], _Way] = {}
         self._kept: frozenset[Principal] | None = None
         self._direct: dict[Engine, Submitter] = {}
         self.gateway = Principal("gateway", 1, GATEWAY_ROLE)
 
-    def open(self, loop: asyncio.AbstractEventLoop) -> None:
+    def open(self, loop: asyncio.AbstractEventLoop, sharing: Sharing) -> None:
         """The gateway submits from now on."""
         self._loop = loop
+        self._sharing = sharing
         self._switch.set_inner(self._way(self.gateway, None).loopback.far)
 
     def close(self) -> None:
@@ -181,7 +183,7 @@ class Inside:
         assert self._loop is not None
         near = Engine(client=False, max_pending=1 << 20, **self._settings)
         far = Engine(client=False, acceptor=self._switch, window=1 << 24, **self._settings)
-        loopback = Loopback(near, far, loop=self._loop)
+        loopback = Loopback(near, far, loop=self._loop, sharing=self._sharing)
         self._switch.admit(far, principal, (), account)
         self._switch.join(far)
         loopback.open_up()

@@ -262,12 +262,13 @@ class Gateway(HandlerRegistry, Toolbox):
         if self._server is not None or self._starting is not None:
             raise RuntimeError("start: the gateway has been started already")
         loop = self._loop = asyncio.get_running_loop()
+        self._sharing = Sharing(loop)
         # a task of its own, so that `stop` can end it without touching the caller's
         starting = self._starting = loop.create_task(self._listen())
         try:
             self._dispatcher.start(loop)
             self._switch.start(time.monotonic_ns())
-            self._inside.open(loop)
+            self._inside.open(loop, self._sharing)
             self._open_elements(loop)
             self.supervisor.open()
             await asyncio.wait({starting})
@@ -288,7 +289,6 @@ class Gateway(HandlerRegistry, Toolbox):
 
     async def _listen(self) -> None:
         assert self._loop is not None
-        self._sharing = Sharing(self._loop)
         gate = Gate(
             self._admit,
             self._arrived,
