@@ -192,8 +192,9 @@ cdef class Engine(Canceller):
     cdef bint _room(self) noexcept
     cdef int _unqueue(self, Reply reply) except -1
     cdef bint _again(self, Reply reply, object code, object details) except -1
-    cdef int _note_answer(self, Py_ssize_t size, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
-                          object code) except -1
+    cdef OutputBuffer _answers(self)
+    cdef int _note_answer(self, OutputBuffer out, Py_ssize_t size, int64_t seq, const unsigned char* packet_id,
+                          Py_ssize_t n, object code) except -1
     cdef bint _finish(self, int64_t number, int64_t seq, object value, tuple error, int64_t duration_ms) except -1
     cdef int _fail_frame(self, int64_t now) except -1
     cdef int _on_result(self) except -1

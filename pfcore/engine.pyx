@@ -655,9 +655,9 @@ cdef class Engine(Canceller):
 
     cdef int respond_value(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
                            object value, int64_t duration_ms) except -1:
-        cdef OutputBuffer out = self.out
+        cdef OutputBuffer out = self._answers()
         cdef Py_ssize_t size
-        if self.state != EngineState.OPEN or self.fatal != 0:
+        if out is None:
             return 0
         try:
             out.begin_message()
@@ -667,14 +667,16 @@ cdef class Engine(Canceller):
                 out.end_message(OP_TEXT)
                 self.handled += 1
                 if self.noting:
-                    self._note_answer(size, seq, packet_id, n, None)
+                    self._note_answer(out, size, seq, packet_id, n, None)
                 if not self.in_batch:
                     self.note_output()
                 return 0
             out.cancel_message()
         except BufferError as error:
-            if out.size + self.max_frame > out.limit:
-                return self._overflow(error)
+            if out is self.out and out.size + self.max_frame > out.limit:
+                self._overflow(error)
+                return self.respond_value(seq, packet_id, n, value, duration_ms)
+            out.cancel_message()
             size = self.max_frame + 1
         # it ran: PF413 alone would say that it may be sent again
         return self.respond_error(
@@ -684,11 +686,12 @@ cdef class Engine(Canceller):
 
     cdef int respond_error(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
                            object code, object message, object details, int64_t duration_ms) except -1:
-        cdef OutputBuffer out = self.out
-        cdef bytes error = encode_error(code, message, details, self.max_depth - 2)
+        cdef OutputBuffer out = self._answers()
+        cdef bytes error
         cdef Py_ssize_t size
-        if self.state != EngineState.OPEN or self.fatal != 0:
+        if out is None:
             return 0
+        error = encode_error(code, message, details, self.max_depth - 2)
         try:
             out.begin_message()
             put_failure(out, seq, packet_id, n, error, duration_ms)
@@ -701,13 +704,28 @@ cdef class Engine(Canceller):
             size = out.message_size()
             out.end_message(OP_TEXT)
         except BufferError as overflow:
-            return self._overflow(overflow)
+            if out is not self.out:
+                raise
+            self._overflow(overflow)
+            return self.respond_error(seq, packet_id, n, code, message, details, duration_ms)
         self.handled += 1
         if self.noting:
-            self._note_answer(size, seq, packet_id, n, code)
+            self._note_answer(out, size, seq, packet_id, n, code)
         return self.note_output()
 
-    cdef int _note_answer(self, Py_ssize_t size, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+    cdef OutputBuffer _answers(self):
+        """Where an answer is written; None where nobody is interested.
+
+        A connection that is about to end takes nothing more, but the packet has
+        ended all the same: whoever else waits for it, or asks again, gets this.
+        """
+        if self.state != EngineState.OPEN:
+            return None
+        if self.fatal == 0:
+            return self.out
+        return OutputBuffer(limit=self.max_frame + 262144) if self.noting else None
+
+    cdef int _note_answer(self, OutputBuffer out, Py_ssize_t size, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
                           object code) except -1:
         """Shows the acceptor the payload of the result that was just written, `size` bytes of frame."""
         cdef Py_ssize_t head = 34 + 1  # `{"type":"result","seq":` and `,"payload":`, and a digit
@@ -715,8 +733,8 @@ cdef class Engine(Canceller):
             seq //= 10
             head += 1
         # a gateway's side is not masked: the frame stands there as it was written
-        return self.acceptor.answered(self, packet_id, n, code, self.out.data + self.out.size - size + head,
-                                      size - head - 1)
+        return self.acceptor.answered(
+            self, packet_id, n, code, out.data + out.size - size + head, size - head - 1)
 
     cdef int64_t keep(self, object job, const unsigned char* packet_id, Py_ssize_t n, int64_t deadline) except -1:
         cdef int32_t slot

@@ -29,6 +29,8 @@ cdef enum:
     DEFAULT_PRIORITY = 5
     MAX_ELEMENT = 64             # bytes of an element
     MAX_DEPENDENCIES = 64
+    MAX_METADATA = 65536         # bytes: it may have to be decoded and written again
+    MAX_UNKNOWN = 256            # keys that the specification does not know, of one object: each is compared with all
     MAX_INSTANCE = 64            # bytes of what tells reactors of one name apart
     MAX_CAPABILITIES = 1024      # elements in a heartbeat
     MAX_EXT = 64                 # extensions in a heartbeat, and bytes of each

@@ -444,6 +444,8 @@ cdef class FrameReader:
         # seq before all else: even a refusal wants to say which frame it refuses
         if seq_span.kind != Kind.ABSENT and span_to_int64(&seq_span, 0, MAX_SEQ, &self.seq) < 0:
             return self._fail(b"seq", b"an integer from 0 to 2^53-1", &seq_span)
+        if unknown > MAX_UNKNOWN:
+            return self._fail(b"the frame", b"at most 256 keys that the specification does not know", NULL)
         if unknown > 1 and self._repeats(self._start, self._length):
             return self._fail(b"the frame", b"every key once", NULL)
         if type_span.kind != Kind.STRING or self._text(&type_span, &text, 16) < 0:
@@ -506,6 +508,8 @@ cdef class FrameReader:
                 break
             else:
                 return scan_fail(cursor, b"',' or '}'")
+        if unknown > MAX_UNKNOWN:
+            return self._fail(b"payload", b"at most 256 keys that the specification does not know", NULL)
         if unknown > 1 and self._repeats(start, cursor.p - start):
             return self._fail(b"payload", b"every key once", NULL)
         return 0
@@ -577,6 +581,8 @@ cdef class FrameReader:
         span = &self.fields[<int>F_METADATA]
         if span.kind != Kind.ABSENT and span.kind != Kind.NULL_ and span.kind != Kind.OBJECT:
             return self._fail(b"payload.metadata", b"an object", span)
+        if span.n > MAX_METADATA:
+            return self._fail(b"payload.metadata", b"an object of at most 65536 bytes", span)
         span = &self.fields[<int>F_DEPENDENCIES]
         if span.kind != Kind.ABSENT and span.kind != Kind.NULL_ and not self._strings(span, MAX_DEPENDENCIES, MAX_ID):
             return self._fail(b"payload.dependencies", b"an array of at most 64 packet ids", span)

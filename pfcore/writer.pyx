@@ -20,6 +20,7 @@ from pfcore.reader cimport (
     MAX_CODE,
     Text,
     decode_span,
+    find_key,
     group_code,
 )
 from pfcore.scan cimport Cursor, Kind, Span, begin_scan, pf_count_openers, scan_end, scan_value, skip_space
@@ -303,12 +304,27 @@ cdef int put_packet_extra(OutputBuffer out, FrameReader reader, bytes metadata) 
     return 0
 
 
+cdef bytes _error_again(const Span* span):
+    """An error as it goes on: details of more than 64 KiB do not, they would have to be decoded and encoded."""
+    cdef Span inner
+    cdef dict error
+    if span.n <= MAX_ERROR:
+        return encode_again(span)
+    error = {"code": "PF500", "message": ""}
+    if find_key(span, b"code", 4, &inner) and inner.kind == Kind.STRING:
+        error["code"] = decode_span(&inner, None)
+    if find_key(span, b"message", 7, &inner) and inner.kind == Kind.STRING:
+        error["message"] = decode_span(&inner, None)
+    error["message"] += f" (details left out: an error of {span.n} bytes, at most {MAX_ERROR} go on with theirs)"
+    return <bytes>_encode(error)
+
+
 cdef int put_result_payload(OutputBuffer out, FrameReader reader, Text packet_id) except -1:
     cdef bytes error = None
     cdef object duration = 0
     # all that makes an object first
     if not reader.success and reader.fields[<int>F_ERROR].kind == Kind.OBJECT:
-        error = encode_again(&reader.fields[<int>F_ERROR])
+        error = _error_again(&reader.fields[<int>F_ERROR])
     if reader.duration_ms < 9e15 and reader.duration_ms == <double><int64_t>reader.duration_ms:
         duration = <int64_t>reader.duration_ms
     elif isfinite(reader.duration_ms):

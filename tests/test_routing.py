@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -19,7 +20,7 @@ from packetflow import (
     Reactor,
     Unavailable,
 )
-from packetflow.conformance.wire import Peer
+from packetflow.conformance.wire import Peer, frame
 
 Start = Callable[..., Awaitable[Reactor]]
 
@@ -462,6 +463,38 @@ async def test_the_same_id_again_attaches_or_is_answered_from_memory(hub: Gatewa
     assert runs == 1
     one.close()
     two.close()
+
+
+async def test_what_ends_when_its_connection_takes_no_more_is_remembered_like_any_other(hub: Gateway) -> None:
+    """The peer reads nothing: the answer that is one too many ends the connection, and is none the less an outcome."""
+    runs = []
+    release = asyncio.Event()
+
+    async def own(data: Any) -> str:
+        runs.append(data)
+        await release.wait()
+        return str(data % 10) * 900_000
+
+    hub.register("df", "own", own)
+    messages = [
+        submit(n + 1, id=f"mine-{n}", element="own", data=n, timeout_ms=300_000, metadata={"retry": 1})
+        for n in range(48)
+    ]
+    peer = await Peer.connect(hub.endpoint)
+    peer.writer.write(b"".join(frame(json.dumps(message).encode(), mask=b"abcd") for message in messages))
+    await until(lambda: len(runs) == 48)
+    release.set()
+    await until(lambda: not hub._links)
+    peer.close()
+    await until(lambda: hub.switch.in_flight == 0)
+    again = await Peer.connect(hub.endpoint)
+    for n in range(48):
+        await again.send(messages[n])
+        payload = (await again.message("result"))["payload"]
+        # the latest are kept; of the others it is known that they have ended
+        assert payload.get("data") == str(n % 10) * 900_000 or payload["error"]["code"] == "PF409"
+    assert sorted(runs) == list(range(48))
+    again.close()
 
 
 @pytest.mark.parametrize("suspends", [False, True])

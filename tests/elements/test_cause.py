@@ -97,7 +97,7 @@ async def test_all_evaluation_of_a_packet_counts_together() -> None:
 
 
 async def test_all_references_of_a_step_may_take_what_one_expression_may(client: Reactor) -> None:
-    value = [{"a": n} for n in range(4000)]
+    value = [{"a": n} for n in range(2000)]
     packet = seq(step("df", "echo", [ref("input[*].a")] * 60), input=value)
     error = await refused(ask(client, packet))
     assert (error.code, f"{MAX_STEPS:,} steps" in error.message) == ("PF400", True)

@@ -62,7 +62,7 @@ async def test_nothing_stays_of_those_who_have_gone(hub: Gateway) -> None:
     assert not runtime.standing
     assert not runtime.rooms["reactions"]
     assert not runtime.rooms["filling"]
-    await until(lambda: hub.switch.in_flight == 0 and not runtime.tasks)
+    await until(lambda: hub.switch.in_flight == 0 and not runtime.tasks and len(runtime.turns) == 0)
     # every lock is free, every unit is back
     for key in range(5):
         assert (await hub.call("rm", "lock", {"key": f"k{key}"}))["fence"] > 0

@@ -30,8 +30,8 @@ __all__ = ["Expression", "Meter", "View", "compile_expression", "decoding_cost",
 MAX_BYTES = 1024
 MAX_DEPTH = 32
 MAX_NODES = 100_000
-MAX_STEPS = 80_000
-"""Of what cannot be cut: one expression, or all references of one step; some 20 ms at most."""
+MAX_STEPS = 40_000
+"""Of what cannot be cut: one expression, or all references of one step; some 10 ms at most."""
 MAX_TEXT = 1_048_576
 """Characters of any one text that an expression makes."""
 MAX_COMPILED = 65_536
