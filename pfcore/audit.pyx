@@ -206,7 +206,8 @@ cdef object _label(Switch switch, Flight flight):
 
 
 cdef bint _lives(Switch switch, Member member):
-    return member is not None and not member.gone and switch.members.get(member.engine) is member
+    return member is not None and (not member.gone and switch.members.get(member.engine) is member
+                                   or member.gone and member in switch.leaving)
 
 
 def _check_flights(Switch switch, list wrong):
@@ -269,7 +270,7 @@ cdef int _check_queued(Switch switch, Flight flight, object label, list wrong) e
     if flight.entry.home != <void*>flight.home or flight.entry.item is not flight:
         wrong.append(f"{label} is not in the queue that it believes to be in")
     if flight.home is not flight.route.queue and flight.home is not switch.curious and not any(
-            (<Member>member).queue is flight.home for member in switch.members.values()):
+            (<Member>member).queue is flight.home for member in [*switch.members.values(), *switch.leaving]):
         wrong.append(f"{label} is in nobody's queue")
     return 0
 
@@ -307,6 +308,8 @@ def _check_awaited(Switch switch, list wrong):
             wrong.append(f"{len(there)} flights stand under the need {key}, {len(expected.get(key, ()))} have it")
     if switch.starting or (switch.ready and switch.armed < 0):
         wrong.append(f"{len(switch.ready)} flights whose needs have ended were not started")
+    if switch.leaving and switch.armed < 0:
+        wrong.append(f"{len(switch.leaving)} that have gone have flights, and nobody will end them")
     if switch.unwanted and switch.armed < 0:
         wrong.append(f"{len(switch.unwanted)} entries that nobody needs are not taken off")
 
@@ -327,7 +330,7 @@ def _check_counts(Switch switch, list wrong):
             outstanding[flight.target] = outstanding.get(flight.target, 0) + 1
         if flight.route is not None:
             under_way[flight.route] = under_way.get(flight.route, 0) + 1
-    for member in switch.members.values():
+    for member in [*switch.members.values(), *switch.leaving]:
         if member.submitted != submitted.get(member, 0):
             wrong.append(f"{_name(member)}: {submitted.get(member, 0)} flights of its own, the count says"
                          f" {member.submitted}")

@@ -158,6 +158,7 @@ cdef class Dispatcher(Acceptor):
     cdef bint _inside_task(self) except -1
     cdef int _run_some(self, FairQueue queue, int64_t now, int64_t end) except -1
     cdef int _run_job(self, Job job, int64_t now) except -1
+    cdef int _refuse_queued(self, Job job, int64_t now) except -1
     cdef bint _may_run(self, Account account) noexcept
     cdef Worker _take_worker(self)
     cdef int _tell_error(self, Engine engine, Handler handler, const unsigned char* packet_id, Py_ssize_t n,

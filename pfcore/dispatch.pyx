@@ -755,12 +755,24 @@ cdef class Dispatcher(Acceptor):
         if job.account is not None:
             job.account.jobs -= 1
         self.lane_limit = 0
+        if job.account is not None and not job.account.room(0):
+            return self._refuse_queued(job, now)
         try:
             self._run(job.engine, job.handler, job.seq, NULL, 0, data, packet, 0, job, job.cost, now)
         except _PASSED_ON:
             raise
         except Exception as error:
             self._report(job.handler, error)
+        return 0
+
+    cdef int _refuse_queued(self, Job job, int64_t now) except -1:
+        """Its account has come to hold too much while it waited, results of others perhaps: it does not begin."""
+        cdef str message = job.account.refusal(0)
+        job.account.refused += 1
+        self._leave_lane(job)
+        self._settle(job)
+        job.engine.now = now
+        job.engine.finish_error(job.number, job.seq, "PF429", message, {"retry_after_ms": 100}, 0)
         return 0
 
     # -- running

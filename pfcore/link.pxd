@@ -30,6 +30,7 @@ cdef class Sharing:
 
     cdef int note(self, Account account, int64_t took, int64_t now) except -1
     cdef bint full(self) noexcept
+    cdef int spend(self, int64_t took) except -1
     cdef int end(self, Link link) except -1
     cdef int _end_some(self) except -1
 

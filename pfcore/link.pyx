@@ -91,10 +91,14 @@ cdef class Sharing:
             self.latest = account
             self.switched = now
         if took >= QUICK:
-            self.spent += took
-            if not self.scheduled:
-                self.scheduled = True
-                self.loop.call_soon(self._turn)
+            self.spend(took)
+        return 0
+
+    cdef int spend(self, int64_t took) except -1:
+        self.spent += took
+        if not self.scheduled:
+            self.scheduled = True
+            self.loop.call_soon(self._turn)
         return 0
 
     cdef bint full(self) noexcept:
@@ -490,7 +494,8 @@ cdef class Link(WSListener):
             else:
                 out.clear()
             if began > 0:
-                self.sharing.note(self.engine.account, pf_monotonic_ns() - began, began)
+                # however short it was: hundreds of links may have something large to write
+                self.sharing.spend(pf_monotonic_ns() - began)
         return 0
 
     cdef int flush(self) except -1:

@@ -16,6 +16,8 @@ cdef class Loopback(Link):
         OutputBuffer packets         # what the near side wrote, while it moves
         OutputBuffer results         # what the far side wrote, while it moves: in several iterations perhaps
         Py_ssize_t results_at        # bytes of them that the near side has had
+        Py_ssize_t charged           # bytes of results not had yet that the far side's account was charged with
 
     cdef int _to_far(self) except -1
     cdef int _to_near(self) except -1
+    cdef void _settle(self) noexcept

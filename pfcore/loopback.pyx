@@ -28,6 +28,7 @@ cdef Py_ssize_t _deliver(OutputBuffer frames, Py_ssize_t at, Py_ssize_t most, En
     cdef const unsigned char* end = start + frames.size
     cdef Py_ssize_t n
     cdef int i
+    engine.now = now
     while end - p >= 2 and p - start - at < most:
         n = p[1] & 0x7F
         if n == 126:
@@ -41,7 +42,7 @@ cdef Py_ssize_t _deliver(OutputBuffer frames, Py_ssize_t at, Py_ssize_t most, En
         else:
             i = 2
         if p[0] == 0x81:
-            engine.receive(p + i, n, now)
+            engine.receive(p + i, n, engine.now)  # which goes on as handlers take their time
         p += i + n
     return p - start
 
@@ -82,6 +83,7 @@ cdef class Loopback(Link):
             self.results.release()
             self.results_at = 0
         self.far.disconnected(message, now)
+        self._settle()
         self.engine.disconnected(message, now)
         self.engine.close(code, message)
         self.far.close(code, message)
@@ -105,6 +107,9 @@ cdef class Loopback(Link):
             self.far.acceptor.end_batch()
             self.far.in_batch = False
             self.moving = False
+            self._settle()
+        if self.sharing is not None:
+            self.sharing.note(self.far.account, pf_monotonic_ns() - now, now)
         return 0
 
     cdef int _to_near(self) except -1:
@@ -130,9 +135,17 @@ cdef class Loopback(Link):
             else:
                 self.results_at = 0
                 _empty(results)
+        self._settle()
         if large and self.sharing is not None:
-            self.sharing.note(self.far.account, pf_monotonic_ns() - now, now)
+            self.sharing.spend(pf_monotonic_ns() - now)
         return 0
+
+    cdef void _settle(self) noexcept:
+        """Results that nobody has taken yet are held for who asked: past his budget nothing more begins."""
+        cdef Py_ssize_t there = self.far.out.size + self.results.size - self.results_at
+        if self.far.account is not None and (there > LARGE or self.charged > 0):
+            self.far.account.settle(there - self.charged)
+            self.charged = there
 
     cdef bint _waits(self) noexcept:
         return self.sharing is not None and self.sharing.full() and (
@@ -140,6 +153,7 @@ cdef class Loopback(Link):
 
     def _from_far(self):
         if self.results.size > 0 or self._waits():
+            self._settle()
             self._wake()
         else:
             self._to_near()

@@ -58,6 +58,8 @@ cdef class Switch(Acceptor):
         dict members             # Engine -> Member
         list queued_routes       # those whose queue is not empty; Route.queued_at is the place
         dict behind              # Member -> None: has room, and more elements than were looked at
+        object leaving           # deque of Member: gone, and some of its flights have not been ended yet
+        public Py_ssize_t leave_at_once
         object quiet             # OrderedDict: Route -> None: nobody handles it any more, kept for its history
         object gone              # OrderedDict: key -> ns when it was last served, of those that are kept no more
         list told                # failures that the log has yet to be told of
@@ -165,6 +167,8 @@ cdef class Switch(Acceptor):
     cdef int _in_cycle(self, int32_t number, bytes packet_id, object needs) except? -2
     cdef int _arm(self, int64_t deadline) except -1
     cdef int _flush_dirty(self) except -1
+    cdef Py_ssize_t _lose_flights(self, Member member, Py_ssize_t most, int64_t now) except -1
+    cdef int _lose_some(self, int64_t now) except -1
     cdef int _lose_target(self, Flight flight, Member member, int64_t now) except -1
     cdef object _id_of(self, Flight flight)
     cdef int _attach(self, Flight flight, Member member, int64_t seq) except -1

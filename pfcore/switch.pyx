@@ -87,6 +87,7 @@ cdef enum:
     MAX_WALK = 256               # packets looked at for a cycle of dependencies
     MAX_TRIED = 64               # reactors that announce nothing and may refuse one packet
     MAX_TRIED_HERE = 4           # ... where we have a handler of our own
+    LEAVE_AT_ONCE = 512          # packets that end in one go with their link: some 1.5 ms
     MAX_QUIET = 4096             # elements with a history that nobody handles any more
     GROUP_DF = 1
     GROUP_ED = 2
@@ -173,6 +174,8 @@ cdef class Switch(Acceptor):
         self.members = {}
         self.queued_routes = []
         self.behind = {}
+        self.leaving = deque()
+        self.leave_at_once = LEAVE_AT_ONCE
         self.unasked = OrderedDict()
         self.asked = OrderedDict()
         self.curious = PriorityHeap()
@@ -535,7 +538,6 @@ cdef class Switch(Acceptor):
     def leave(self, Engine engine not None, int64_t now):
         """A link has gone: its work goes to others or fails, its own submits are taken back."""
         cdef Member member = <Member>self.members.pop(engine, None)
-        cdef Flight flight
         if member is None:
             return
         self.now = now
@@ -546,17 +548,44 @@ cdef class Switch(Acceptor):
         if not member.listed:
             self._know(member)
         self.behind.pop(member, None)
-        while member.mine != NULL:
+        engine.member = None
+        if member.submitted + member.outstanding + (member.queue.live() if member.queue is not None else 0) \
+                > self.leave_at_once:
+            # thousands of packets: so many in an iteration of the loop, until then they are as if sent too late
+            self.leaving.append(member)
+            self._arm_at(now)
+        else:
+            self._lose_flights(member, <Py_ssize_t>1 << 60, now)
+        self._flush_dirty()
+
+    cdef Py_ssize_t _lose_flights(self, Member member, Py_ssize_t most, int64_t now) except -1:
+        """Ends up to `most` of what a link that has gone has left; how many more it could have been, 0: some are left."""
+        cdef Flight flight
+        while member.mine != NULL and most > 0:
+            most -= 1
             self._lose_origin(<Flight>member.mine, member)
-        while member.theirs != NULL:
+        while member.theirs != NULL and most > 0:
+            most -= 1
             self._lose_target(<Flight>member.theirs, member, now)
-        while member.queue is not None and member.queue.live() > 0:
+        while member.queue is not None and member.queue.live() > 0 and most > 0:
+            most -= 1
             flight = <Flight>member.queue.pop()
             self._left_queue(flight)
             self._place(flight, None, now)
-        engine.member = None
-        member.queue = None
-        self._flush_dirty()
+        if most > 0:
+            member.queue = None
+        return most
+
+    cdef int _lose_some(self, int64_t now) except -1:
+        """Goes on with links that have gone and left many packets."""
+        cdef Py_ssize_t left = self.leave_at_once
+        while self.leaving and left > 0:
+            left = self._lose_flights(<Member>self.leaving[0], left, now)
+            if left > 0:
+                self.leaving.popleft()
+        if self.leaving:
+            self._arm_at(now)
+        return 0
 
     cdef int _lose_origin(self, Flight flight, Member member) except -1:
         """The link that submitted it has gone."""
@@ -1695,7 +1724,8 @@ cdef class Switch(Acceptor):
 
     cdef int _run_held(self, Flight flight, int64_t now) except -1:
         """As `_run_here`, for a packet that had to wait."""
-        cdef Engine engine = flight.origin.engine if flight.origin is not None else self.inner
+        cdef Member origin = flight.origin if flight.origin is not None and not flight.origin.gone else None
+        cdef Engine engine = origin.engine if origin is not None else self.inner
         cdef int64_t seq = flight.seq
         cdef FrameReader reader
         cdef bytes packet_id = <bytes>self._id_of(flight)
@@ -1717,7 +1747,7 @@ cdef class Switch(Acceptor):
         self.running_held = flight
         try:
             # one that has lost its link is still authorised as whose it is, not as the gateway's
-            self.dispatcher.caller = flight.origin if flight.origin is not None else flight.principal
+            self.dispatcher.caller = origin if origin is not None else flight.principal
             self.dispatcher.accept(engine, reader, now)
         finally:
             self.dispatcher.caller = None
@@ -2022,6 +2052,8 @@ cdef class Switch(Acceptor):
                 self._look_after_newcomers()
             if self.behind:
                 self._catch_up(now)
+            if self.leaving:
+                self._lose_some(now)
         finally:
             self._sweep()
             self.dispatcher.end_batch()

@@ -310,6 +310,7 @@ class Fabric:
         self._logger = logging.getLogger("packetflow")
         self._unraisable = sys.unraisablehook
         self.gateway = Gateway(access=ACCESS[0], **settings)
+        self.gateway.switch.leave_at_once = 2  # so that links take several goes to end
 
     def __enter__(self) -> Fabric:
         self._patches = [

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import itertools
 import random
 from contextlib import suppress
 from typing import Any
+
+import pytest
 
 from packetflow import Gateway, PacketFlowError, Reactor
 from packetflow.elements import gather, ref, seq, step
@@ -67,3 +71,76 @@ async def test_nothing_stays_of_those_who_have_gone(hub: Gateway) -> None:
     for key in range(5):
         assert (await hub.call("rm", "lock", {"key": f"k{key}"}))["fence"] > 0
     assert (await hub.call("rm", "alloc", {"pool": "p", "units": 3}))["available"] == 0
+
+
+BIG = step("df", "big")
+MAP = {"input": list(range(30)), "map": BIG}
+SOMETIMES = {"input": list(range(30)), "map": step("df", "sometimes")}
+CYCLES: dict[str, tuple[str, str, Any]] = {
+    "what succeeds": ("df", "transform", {"input": [1, 2], "map": step("df", "echo")}),
+    "results too large together": ("df", "transform", MAP),
+    "results past the budget of a packet": ("df", "transform", MAP | {"input": list(range(1000))}),
+    "one of many fails": ("df", "transform", SOMETIMES),
+    "maps in a map of which one fails": ("df", "transform", SOMETIMES | {"map": step("df", "transform", SOMETIMES)}),
+    "a gather of which one fails": ("co", "gather", {"packets": [step("df", "sometimes")] * 30}),
+    "a gather that has enough": ("co", "gather", {"packets": [step("df", "echo"), step("df", "hold")], "need": 1}),
+    "a gather past its deadline": ("co", "gather", {"packets": [step("df", "hold")] * 3}),
+    "a sequence that fails": ("cf", "seq", {"steps": [step("df", "echo"), step("df", "fails")]}),
+    "a loop past its deadline": ("cf", "loop", {"times": 2, "step": step("df", "hold")}),
+    "a branch that fails": ("cf", "branch", {"cases": [], "else": step("df", "fails")}),
+    "a fill that fails": ("rm", "cache", {"op": "fill", "key": "k", "step": step("df", "fails")}),
+    "fills that wait past their deadline": ("rm", "cache", {"op": "fill", "key": "h", "step": step("df", "hold")}),
+    "a lock whose step fails": ("rm", "lock", {"key": "k", "step": step("df", "fails")}),
+    "a gate that stays shut": ("cf", "gate", {"gate": "g", "action": "wait"}),
+    "a barrier that nobody comes to": ("co", "sync", {"barrier": "b", "parties": 1000}),
+    "a vote without votes": ("co", "vote", {"packet": step("df", "hold"), "need": 1}),
+    "a broadcast": ("co", "broadcast", {"packet": step("df", "hold")}),
+    "an event that does not come": ("ed", "watch", {"event": "never"}),
+    "a reduction that fails": ("df", "reduce", {"input": [1, 2, 3], "with": step("df", "fails")}),
+}
+
+
+@pytest.mark.parametrize("how", ["ends", "is cancelled"])
+@pytest.mark.parametrize("name", CYCLES)
+async def test_nothing_waits_for_the_garbage_collector(hub: Gateway, name: str, how: str) -> None:
+    """What has ended holds nothing: a megabyte in a cycle is a megabyte until the next full collection."""
+    calls = itertools.count(1)
+
+    def sometimes(data: Any) -> str:
+        if next(calls) % 20 == 0:
+            raise ValueError(data)
+        return "x" * 100
+
+    def fails(data: Any) -> None:
+        raise ValueError(data)
+
+    async def hold(data: Any) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    hub.register("df", "big", lambda data: "x" * 100_000)
+    hub.register("df", "echo", lambda data: data)
+    for one in (sometimes, fails, hold):
+        hub.register("df", one.__name__, one)
+    group, element, data = CYCLES[name]
+
+    async def run(client: Reactor) -> None:
+        replies = [client.call(group, element, data, timeout_ms=100) for _ in range(10)]
+        if how == "is cancelled":
+            await asyncio.sleep(0.02)
+            for reply in replies:
+                reply.cancel()
+        for reply in replies:
+            with suppress(PacketFlowError, asyncio.CancelledError):
+                await reply
+
+    async with Reactor(hub.endpoint) as client:
+        await run(client)
+        gc.collect()
+        gc.disable()
+        try:
+            await run(client)
+            await until(lambda: hub.switch.in_flight == 0 and not hub._elements.tasks)  # type: ignore[union-attr]
+            await asyncio.sleep(0)
+            assert gc.collect() < 10
+        finally:
+            gc.enable()

@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from packetflow.elements.df import in_parallel
 from packetflow.elements.expressions import View, decoding_cost
+from packetflow.elements.lanes import in_parallel
 from packetflow.elements.runtime import (
     RESULT_BYTES,
     SENT_BYTES,
@@ -413,7 +413,10 @@ async def gather(call: Call, request: Gather) -> Any:
             running.result()
     finally:
         running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        await asyncio.wait({running})
+        if not running.cancelled():
+            running.exception()  # said already, or not wanted any more
+        del running  # its failure knows this frame
     if succeeded < need:
         failures = [entry["error"] for entry in entries if entry is not None and entry["status"] == "error"]
         raise DependencyFailed(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import math
 from collections import deque
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from packetflow.elements.expressions import compile_expression
+from packetflow.elements.lanes import in_parallel
 from packetflow.elements.runtime import (
     RESULT_BYTES,
     Call,
@@ -46,8 +46,6 @@ PENDING_BYTES = 320
 """What an item takes that was given out and is not acknowledged yet."""
 ITEM_BYTES = 200
 """What an item that is on its way into a stream takes besides its text."""
-LANE_BYTES = 2048
-"""What one of the steps that run at once takes besides its packet."""
 
 
 class _Progress:
@@ -509,70 +507,6 @@ async def items_of(call: Call, data: msgspec.Raw) -> list[msgspec.Raw]:
     call.cause.iterate(len(items))
     call.hold(72 * len(items))
     return items
-
-
-async def in_parallel(call: Call, count: int, one: Callable[[int], Any], concurrency: int) -> list[Any]:
-    """``[await one(0), ...]``, at most `concurrency` at once; the first failure ends all."""
-    if not 1 <= concurrency <= 1024:
-        raise InvalidPacket(f"concurrency: expected 1 to 1,024, got {concurrency:,}")
-    width = min(concurrency, count)
-    call.hold(LANE_BYTES * width + 16 * count)
-    results: list[Any] = [None] * count
-    places = iter(range(count))
-    lanes: list[asyncio.Future[None]] = []
-    first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    running = 0
-
-    async def lane() -> None:
-        # each begins the next when its turn has come: a thousand at once were no small piece of work
-        await call.turn()
-        begin()
-        for place in places:
-            results[place] = await one(place)
-
-    def begin() -> None:
-        nonlocal running
-        if len(lanes) < width and not first.done():
-            running += 1
-            lanes.append(asyncio.ensure_future(lane()))
-            lanes[-1].add_done_callback(ended)
-
-    def ended(lane: asyncio.Future[None]) -> None:
-        nonlocal running
-        running -= 1
-        error = None if lane.cancelled() else lane.exception()
-        if first.done():
-            return
-        if error is not None:
-            first.set_exception(error)
-        elif not running:
-            first.set_result(None)
-
-    begin()
-    try:
-        if count:
-            await first
-    finally:
-        if not first.cancel() and not first.cancelled():
-            first.exception()  # said, or not wanted any more
-        await _cancel_all(call, [lane for lane in lanes if not lane.done()])
-    return results
-
-
-async def _cancel_all(call: Call, tasks: list[asyncio.Future[None]]) -> None:
-    """Cancels many, in turns, and returns when they have ended: what they hold is this packet's, and goes with it."""
-    if not tasks:
-        return
-    todo = iter(tasks)
-    try:
-        for place, task in enumerate(todo):
-            task.cancel()
-            if place % 16 == 15:
-                await call.turn()
-    finally:
-        for task in todo:  # cancelled in between, or the gateway has ended
-            task.cancel()
-    await asyncio.wait(tasks)
 
 
 ELEMENTS = (produce, consume, transform, reduce)

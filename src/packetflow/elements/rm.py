@@ -166,6 +166,7 @@ async def lock(call: Call, request: Lock) -> Any:
         raise
     finally:
         running.cancel()
+        del running  # its failure knows this frame
         lease.note.running = None
         await call.runtime.leases.free(lease)
 
