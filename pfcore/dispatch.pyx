@@ -478,13 +478,17 @@ cdef class Dispatcher(Acceptor):
         finally:
             self.idle = None
 
-    def stop(self):
-        """Ends the parked workers. Call once the links are gone."""
+    def let_go(self):
+        """Ends the parked workers: new ones are made as they are needed."""
         cdef Worker worker
-        self._cancel_some(len(self.doomed))
         for worker in self.parked:
             worker.retire()
         self.parked.clear()
+
+    def stop(self):
+        """Ends the parked workers. Call once the links are gone."""
+        self._cancel_some(len(self.doomed))
+        self.let_go()
         if self.spare is not None:
             self.spare.retire()
             self.spare = None

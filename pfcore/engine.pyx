@@ -725,8 +725,8 @@ cdef class Engine(Canceller):
             return self.out
         return OutputBuffer(limit=self.max_frame + 262144) if self.noting else None
 
-    cdef int _note_answer(self, OutputBuffer out, Py_ssize_t size, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
-                          object code) except -1:
+    cdef int _note_answer(self, OutputBuffer out, Py_ssize_t size, int64_t seq, const unsigned char* packet_id,
+                          Py_ssize_t n, object code) except -1:
         """Shows the acceptor the payload of the result that was just written, `size` bytes of frame."""
         cdef Py_ssize_t head = 34 + 1  # `{"type":"result","seq":` and `,"payload":`, and a digit
         while seq >= 10:

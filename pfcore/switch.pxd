@@ -133,6 +133,7 @@ cdef class Switch(Acceptor):
     cdef bint _here(self, Route route, Member origin) except -1
     cdef int _arm_at(self, int64_t deadline) except -1
     cdef bint _attached(self, Flight flight) except -1
+    cdef bint _outlives(self, Flight flight) noexcept
     cdef int _lose_origin(self, Flight flight, Member member) except -1
     cdef Flight _look(self, Member member, Flight head, bint urgent)
     cdef list _routes_of(self, Member member)

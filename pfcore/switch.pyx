@@ -559,7 +559,7 @@ cdef class Switch(Acceptor):
         self._flush_dirty()
 
     cdef Py_ssize_t _lose_flights(self, Member member, Py_ssize_t most, int64_t now) except -1:
-        """Ends up to `most` of what a link that has gone has left; how many more it could have been, 0: some are left."""
+        """Ends up to `most` of what a link that has gone left; how many more it could have been, 0: some are left."""
         cdef Flight flight
         while member.mine != NULL and most > 0:
             most -= 1
@@ -589,14 +589,32 @@ cdef class Switch(Acceptor):
 
     cdef int _lose_origin(self, Flight flight, Member member) except -1:
         """The link that submitted it has gone."""
+        cdef bint stays = flight.retries > 0 and flight.principal.role != NOBODY_ROLE
         member.has_ended(flight)
-        if (flight.retries == 0 or flight.principal.role == NOBODY_ROLE) and flight.state != FlightState.LOCAL \
-                and not self._attached(flight):
+        if stays and flight.account is member.account and not self._outlives(flight):
+            stays = False
+        if not stays and flight.state != FlightState.LOCAL and not self._attached(flight):
             # nobody waits, or may come back, any more (a local one's handler was told by its engine)
             if flight.state == FlightState.SENT and flight.target is not None and not flight.target.gone:
                 self._withdraw(flight)
             self._forget(flight)
         return 0
+
+    cdef bint _outlives(self, Flight flight) noexcept:
+        """What outlives an anonymous link counts against all of them together; is there room for it?"""
+        cdef Account stored = flight.principal.stored, before = flight.account
+        if flight.principal.account is not None or stored is None or stored is before:
+            return True
+        if not stored.take(flight.cost):
+            return False
+        before.settle(-flight.cost)
+        before.flights -= 1
+        stored.flights += 1
+        if flight.state == FlightState.QUEUED:
+            before.queued -= 1
+            stored.queued += 1
+        flight.account = stored
+        return True
 
     cdef bint _attached(self, Flight flight) except -1:
         """Does another submit wait for it? Those whose links have gone do not count any more."""
@@ -2170,6 +2188,12 @@ cdef class Switch(Acceptor):
     def held(self):
         """Bytes of payloads that are kept."""
         return self.held_bytes
+
+    def let_go(self):
+        """Gives up what is kept to be used again, and holds pages that nothing else does."""
+        self.pool.clear()
+        self.scratch.release()
+        self.dispatcher.let_go()
 
     def drain(self, idle):
         """No new packets (PF503). `idle`: a future that is given a result once nothing is under way."""

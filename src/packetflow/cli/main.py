@@ -253,7 +253,7 @@ def gateway(
             for group, policy in config.policies.items():
                 server.switch.set_policy(group, policy)
         # this process is a gateway and nothing else
-        collector = Collector(lambda: server.switch.budget.held)
+        collector = Collector(lambda: server.switch.budget.held, let_go=server.switch.let_go)
         collector.start(asyncio.get_running_loop())
         _open_files()
         handled = [*server.handles, *(["the standard elements"] if server.offers_elements else [])]

@@ -51,10 +51,17 @@ def give_back() -> None:
 
 
 class Collector:
-    """Collects when it harms least. `held`: bytes held for peers just now; `little`: up to which it may run."""
+    """Collects when it harms least.
 
-    def __init__(self, held: Callable[[], int], little: int = 32 * 1_048_576) -> None:
+    `held`: bytes held for peers just now; `little`: up to which it may run.
+    `let_go`: gives up what is kept to be used again.
+    """
+
+    def __init__(
+        self, held: Callable[[], int], little: int = 32 * 1_048_576, let_go: Callable[[], None] | None = None
+    ) -> None:
         self._held = held
+        self._let_go = let_go
         self._little = little
         self._before: tuple[int, int, int] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -86,6 +93,8 @@ class Collector:
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         held = self._held()
         if held <= self._little and resident() > self._resident + MORE:
+            if self._let_go is not None:
+                self._let_go()
             give_back()
             self._resident = resident()
         since = loop.time() - self._last

@@ -29,7 +29,7 @@ from packetflow.gateway.peer import Peer
 from packetflow.gateway.principals import Principals
 from packetflow.gateway.processes import Supervisor, Template
 from packetflow.gateway.reactors import Reactors
-from packetflow.gateway.web import respond
+from packetflow.gateway.web import prepare, respond
 from packetflow.handlers import HandlerRegistry
 from packetflow.logs import Complaints, HandlerErrors, warn_slow
 from packetflow.model import SHORT_ELEMENTS, Packet
@@ -261,6 +261,7 @@ class Gateway(HandlerRegistry, Toolbox):
             raise RuntimeError("start: the gateway is stopping; await stop() first")
         if self._server is not None or self._starting is not None:
             raise RuntimeError("start: the gateway has been started already")
+        prepare()
         loop = self._loop = asyncio.get_running_loop()
         self._sharing = Sharing(loop)
         # a task of its own, so that `stop` can end it without touching the caller's
