@@ -75,6 +75,7 @@ cdef class Link(WSListener):
 
     cdef int _attach(self, WSTransport transport) except -1
     cdef int _end(self) except -1
+    cdef int _part(self) except -1
     cdef object submitted(self, object reply)
     cdef int _count_unsent(self) except -1
     cdef int _resume_reading(self) except -1

@@ -286,6 +286,16 @@ cdef class Link(WSListener):
         if self.on_closed is not None:
             self.on_closed(self)
         self.arm()
+        if self.engine.state == EngineState.CLOSED:
+            self._part()
+        return 0
+
+    cdef int _part(self) except -1:
+        """For good: link and engine know each other no more, or only the garbage collector would end them."""
+        self.engine.wake = None
+        self.engine.flush_now = None
+        self.on_open = None
+        self.on_closed = None
         return 0
 
     cpdef pause_writing(self):

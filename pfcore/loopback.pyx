@@ -91,6 +91,9 @@ cdef class Loopback(Link):
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+        self.far.wake = None
+        self.far.flush_now = None
+        self._part()
 
     cdef int _to_far(self) except -1:
         cdef int64_t now = pf_monotonic_ns()

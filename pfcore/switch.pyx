@@ -75,7 +75,7 @@ cdef enum:
     MAX_RETRIES = 100
     STRIKES = 3                  # deadlines missed in a row until a reactor that announces nothing is passed over
     MAX_ANNOUNCED = 1024         # elements that one reactor may announce; the rest is passed over
-    MAX_STRANGERS = 16384        # elements remembered only because someone asked for them
+    MAX_STRANGERS = 4096         # elements remembered only because someone asked for them
     TRIES = 256                  # candidates looked at before all count as full
     POOL = 8192                  # flights kept to be used again
     FLIGHT_BYTES = 512           # what a flight takes, besides its payload
@@ -88,7 +88,7 @@ cdef enum:
     MAX_TRIED = 64               # reactors that announce nothing and may refuse one packet
     MAX_TRIED_HERE = 4           # ... where we have a handler of our own
     LEAVE_AT_ONCE = 512          # packets that end in one go with their link: some 1.5 ms
-    MAX_QUIET = 4096             # elements with a history that nobody handles any more
+    MAX_QUIET = 1024             # elements with a history that nobody handles any more
     GROUP_DF = 1
     GROUP_ED = 2
     GROUP_MC = 4

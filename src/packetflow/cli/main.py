@@ -31,6 +31,7 @@ from packetflow.errors import ConnectionLost, InvalidPacket, PacketFlowError
 from packetflow.gateway import hash_token, new_token
 from packetflow.gateway.collector import Collector
 from packetflow.gateway.config import load_config
+from packetflow.gateway.memory import choose_allocator
 from packetflow.gateway.processes import kill_all
 from packetflow.logs import JsonFormatter, RateLimit, TextFormatter, escape_controls
 
@@ -217,6 +218,8 @@ def gateway(
         async def transform(data: str) -> str:
             return data.upper()
     """
+    if "gateway" in sys.orig_argv:  # else this is somebody's process who calls the command
+        choose_allocator()
     shown = f"[{host}]" if ":" in host else host
     config = None
     drain = 5.0

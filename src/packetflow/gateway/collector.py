@@ -20,6 +20,8 @@ from packetflow.gateway.memory import resident
 
 __all__ = ["Collector"]
 
+M_TRIM_THRESHOLD = -1
+M_TOP_PAD = -2
 M_MMAP_THRESHOLD = -3
 
 YOUNG = 2_000
@@ -40,8 +42,12 @@ SHARE = 100
 def set_up_memory() -> None:
     """Large buffers are the system's again as soon as they are free. For glibc; elsewhere nothing."""
     with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
         # by itself the threshold would grow to 32 MiB with the first large buffer, and keep what is smaller
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 131_072)
+        libc.mallopt(M_MMAP_THRESHOLD, 131_072)
+        # what is free at the end of the heap is given back by `give_back`, not by every other call of free
+        libc.mallopt(M_TRIM_THRESHOLD, 1 << 28)
+        libc.mallopt(M_TOP_PAD, 1 << 20)
 
 
 def give_back() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
-__all__ = ["memory_of_machine", "resident", "share_of_memory"]
+__all__ = ["choose_allocator", "memory_of_machine", "resident", "share_of_memory"]
 
 MOST = 768 * 1_048_576
 UNKNOWN = 2 * 1024 * 1_048_576
@@ -15,6 +16,7 @@ _CGROUP = (
     Path("/sys/fs/cgroup/memory.max"),  # version 2, as a container sees its own
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
 )
+_CHOSEN = "PACKETFLOW_ALLOCATOR_CHOSEN"
 _STATM = Path("/proc/self/statm")
 
 
@@ -45,3 +47,27 @@ def resident() -> int:
         return int(_STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError, IndexError):
         return 0
+
+
+def choose_allocator() -> None:
+    """Begins this process again with glibc's allocator for Python's objects; elsewhere, and the second time, nothing.
+
+    For a process that is a gateway and nothing else, before it has done
+    anything. Python's own gives a megabyte back to the system only once nothing
+    in it is used any more, so what a burst leaves behind here and there keeps
+    all of what the burst took; glibc's gives back each page. A `PYTHONMALLOC`
+    that is set already stays.
+    """
+    if os.environ.pop(_CHOSEN, None) is not None:
+        del os.environ["PYTHONMALLOC"]  # what this process starts has its own
+        return
+    try:
+        known = os.confstr("CS_GNU_LIBC_VERSION")
+    except (AttributeError, ValueError, OSError):
+        known = None
+    if known is None or "PYTHONMALLOC" in os.environ or sys.executable is None:
+        return
+    # by its full name: where the interpreter is decides which environment it is
+    os.execve(
+        sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONMALLOC": "malloc", _CHOSEN: "1"}
+    )
