@@ -32,13 +32,13 @@ async def test_full_collections_wait_until_little_is_held(
     monkeypatch.setattr(collector, "EVERY", 0.01)
     held = 100
     paced = Collector(lambda: held, little=50)
-    before = gc.get_threshold()
     paced.start(asyncio.get_running_loop())
     try:
         collections.clear()
         kept = [[n] for n in range(300_000)]  # a quarter more than there was: Python would collect everything
         await asyncio.sleep(0.05)
         assert 2 not in collections
+        assert not gc.isenabled()
         held = 0
         async with asyncio.timeout(10):
             while 2 not in collections:
@@ -46,7 +46,21 @@ async def test_full_collections_wait_until_little_is_held(
         assert len(kept) == 300_000
     finally:
         paced.stop()
-    assert gc.get_threshold() == before
+    assert gc.isenabled()
+
+
+async def test_young_objects_are_looked_at_by_the_clock(collections: list[int]) -> None:
+    """However many were freed meanwhile."""
+    paced = Collector(lambda: 0)
+    paced.start(asyncio.get_running_loop())
+    try:
+        collections.clear()
+        async with asyncio.timeout(10):
+            while {0, 1} - set(collections):
+                [[n] for n in range(10_000)]
+                await asyncio.sleep(0.001)
+    finally:
+        paced.stop()
 
 
 async def test_what_was_there_when_it_began_is_not_looked_at_again() -> None:

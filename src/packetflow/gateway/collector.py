@@ -1,10 +1,13 @@
-"""The garbage collector, paced: a full collection stops everybody, and how long depends on what a stranger holds.
+"""The garbage collector, paced: a collection stops everybody, and how long depends on what a stranger holds.
 
 For a process that is a gateway and nothing else; a library does not change its
-host's collector. Young objects are collected as ever, in larger portions. A full
-collection takes time in proportion to all objects there are, and Python starts
-one whenever a quarter more have come; here it is due once a minute, and only
-while little is held for peers.
+host's collector. Python begins a collection of the young objects once so many
+more were made than were freed: with thousands of packets under way as many come
+as go, and when it does begin tens of thousands are young, which takes tens of
+milliseconds. So here it is by the clock: every ten milliseconds while there is
+work, and seldom while there is none. A full collection takes time in proportion
+to all objects there are; it is due once a minute, and only while little is held
+for peers.
 """
 
 from __future__ import annotations
@@ -24,11 +27,14 @@ M_TRIM_THRESHOLD = -1
 M_TOP_PAD = -2
 M_MMAP_THRESHOLD = -3
 
-YOUNG = 2_000
-"""Objects that are made before the young ones are looked through: some 0.1 ms."""
-MIDDLE = 2
-"""Looks before those that have come since are looked through once more, up to 3 ms; by what survives that, no more."""
-NEVER = 1_000_000
+YOUNG = 0.01
+"""Seconds between looks at the young objects while there is work."""
+IDLE = 0.25
+"""... and while there is none."""
+MIDDLE = 4
+"""Looks after which those that have come since are looked through once more; by what survives that, no more."""
+BUSY = 0.1
+"""Of a processor: with less there is no work."""
 EVERY = 60.0
 """Seconds between full collections."""
 LATEST = 900.0
@@ -69,7 +75,11 @@ class Collector:
         self._held = held
         self._let_go = let_go
         self._little = little
-        self._before: tuple[int, int, int] | None = None
+        self._started = False
+        self._looks = 0
+        self._interval = YOUNG
+        self._spent = 0.0
+        self._young: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._last = 0.0
         self._took = 0.0
@@ -81,20 +91,32 @@ class Collector:
         gc.collect()
         gc.freeze()
         self._resident = resident()
-        self._before = gc.get_threshold()
-        gc.set_threshold(YOUNG, MIDDLE, NEVER)
+        gc.disable()
+        self._started = True
+        self._spent = time.process_time()
+        self._young = loop.call_later(YOUNG, self._look_at_young, loop)
         self._last = loop.time()
         self._timer = loop.call_later(EVERY / 6, self._look, loop)
 
     def stop(self) -> None:
         """As it was before."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._before is not None:
-            gc.set_threshold(*self._before)
+        for timer in (self._timer, self._young):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._young = None
+        if self._started:
+            self._started = False
+            gc.enable()
             gc.unfreeze()
-            self._before = None
+
+    def _look_at_young(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._looks += 1
+        gc.collect(0 if self._looks % MIDDLE else 1)
+        spent = time.process_time()
+        busy = spent - self._spent > BUSY * self._interval
+        self._spent = spent
+        self._interval = YOUNG if busy else min(2 * self._interval, IDLE)
+        self._young = loop.call_later(self._interval, self._look_at_young, loop)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         held = self._held()
