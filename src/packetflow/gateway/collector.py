@@ -4,10 +4,10 @@ For a process that is a gateway and nothing else; a library does not change its
 host's collector. Python begins a collection of the young objects once so many
 more were made than were freed: with thousands of packets under way as many come
 as go, and when it does begin tens of thousands are young, which takes tens of
-milliseconds. So here it is by the clock: every ten milliseconds while there is
+milliseconds. So here it is by the clock: every five milliseconds while there is
 work, and seldom while there is none. A full collection takes time in proportion
 to all objects there are; it is due once a minute, and only while little is held
-for peers.
+for peers, or where the process has become much larger.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ M_TRIM_THRESHOLD = -1
 M_TOP_PAD = -2
 M_MMAP_THRESHOLD = -3
 
-YOUNG = 0.01
+YOUNG = 0.005
 """Seconds between looks at the young objects while there is work."""
 IDLE = 0.25
 """... and while there is none."""
-MIDDLE = 4
-"""Looks after which those that have come since are looked through once more; by what survives that, no more."""
 BUSY = 0.1
 """Of a processor: with less there is no work."""
+MUCH = 64 * 1_048_576
+"""Bytes that the process has become larger by, besides what is held for peers, after which a full one is due."""
 EVERY = 60.0
 """Seconds between full collections."""
 LATEST = 900.0
@@ -76,7 +76,6 @@ class Collector:
         self._let_go = let_go
         self._little = little
         self._started = False
-        self._looks = 0
         self._interval = YOUNG
         self._spent = 0.0
         self._young: asyncio.TimerHandle | None = None
@@ -84,13 +83,14 @@ class Collector:
         self._last = 0.0
         self._took = 0.0
         self._resident = 0
+        self._size = 0  # after the last full collection, less what was held for peers
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """From now on; what is there already is never looked at again."""
         set_up_memory()
         gc.collect()
         gc.freeze()
-        self._resident = resident()
+        self._resident = self._size = resident()
         gc.disable()
         self._started = True
         self._spent = time.process_time()
@@ -110,8 +110,7 @@ class Collector:
             gc.unfreeze()
 
     def _look_at_young(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._looks += 1
-        gc.collect(0 if self._looks % MIDDLE else 1)
+        gc.collect(0)  # what survives this waits for a full one: to look through it twice would take as long again
         spent = time.process_time()
         busy = spent - self._spent > BUSY * self._interval
         self._spent = spent
@@ -120,15 +119,18 @@ class Collector:
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         held = self._held()
-        if held <= self._little and resident() > self._resident + MORE:
+        size = resident()
+        if held <= self._little and size > self._resident + MORE:
             if self._let_go is not None:
                 self._let_go()
             give_back()
             self._resident = resident()
         since = loop.time() - self._last
-        if since >= max(EVERY, SHARE * self._took) and (held <= self._little or since >= LATEST):
+        due = since >= max(EVERY, SHARE * self._took) and (held <= self._little or since >= LATEST)
+        if due or size - held > self._size + MUCH:
             began = time.perf_counter()
             gc.collect()
             self._took = time.perf_counter() - began
+            self._size = resident() - held
             self._last = loop.time()
         self._timer = loop.call_later(EVERY / 6, self._look, loop)
