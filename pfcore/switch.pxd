@@ -51,6 +51,7 @@ cdef class Switch(Acceptor):
         object unasked           # OrderedDict: members that announce nothing and are yet to be asked, oldest first
         object asked             # OrderedDict: those that were asked and have not answered yet, likewise
         PriorityHeap curious     # flights that wait for such an answer
+        Py_ssize_t looking       # of them, how many have yet to look again
         int doubts               # links that were asked lately and did not answer
         int64_t doubted          # ns; when the last of them did not
         Route question           # of what they are asked for: nobody has it
@@ -128,6 +129,7 @@ cdef class Switch(Acceptor):
     cdef int _look_after_newcomers(self) except -1
     cdef int _give_up(self) except -1
     cdef int _place_curious(self) except -1
+    cdef int _place_some(self) except -1
     cdef int _write_now(self, Engine engine) noexcept
     cdef int _count(self, object code) except -1
     cdef bint _here(self, Route route, Member origin) except -1

@@ -87,6 +87,7 @@ cdef enum:
     MAX_WALK = 256               # packets looked at for a cycle of dependencies
     MAX_TRIED = 64               # reactors that announce nothing and may refuse one packet
     MAX_TRIED_HERE = 4           # ... where we have a handler of our own
+    LOOK_AGAIN = 128             # packets that waited for a question, and are tried again in one go
     LEAVE_AT_ONCE = 512          # packets that end in one go with their link: some 1.5 ms
     MAX_QUIET = 1024             # elements with a history that nobody handles any more
     GROUP_DF = 1
@@ -368,14 +369,24 @@ cdef class Switch(Acceptor):
 
     cdef int _place_curious(self) except -1:
         """Those that waited for an answer look again; who may wait on waits on."""
+        self.looking = self.curious.live()
+        return self._place_some()
+
+    cdef int _place_some(self) except -1:
+        """So many of them in an iteration of the loop."""
         cdef Flight flight
         cdef list waiting = []
-        while self.curious.live() > 0:
+        while self.looking > 0 and self.curious.live() > 0 and len(waiting) < LOOK_AGAIN:
+            self.looking -= 1
             flight = <Flight>self.curious.pop()
             self._left_queue(flight)
             waiting.append(flight)
         for flight in waiting:
             self._place(flight, None, self.now)
+        if self.curious.live() == 0:
+            self.looking = 0
+        elif self.looking > 0:
+            self._arm_at(self.now)
         return 0
 
     # ---------------------------------------------------------------- life and announcements
@@ -2066,7 +2077,9 @@ cdef class Switch(Acceptor):
                 slot = self.table.due(now)
             if self.ready:
                 self._start_ready(now)
-            if self.unasked or self.asked or self.curious.live() > 0:
+            if self.looking > 0:
+                self._place_some()
+            elif self.unasked or self.asked or self.curious.live() > 0:
                 self._look_after_newcomers()
             if self.behind:
                 self._catch_up(now)
