@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -33,11 +34,13 @@ def packetflow(*arguments: str, cwd: Path | None = None) -> subprocess.Completed
     )
 
 
-def start(*arguments: str, cwd: Path, ready: str) -> tuple[subprocess.Popen[str], str]:
+def start(
+    *arguments: str, cwd: Path, ready: str, environment: Mapping[str, str] = os.environ
+) -> tuple[subprocess.Popen[str], str]:
     """Starts a command and waits for the line that says that it is ready."""
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "packetflow", *arguments],
-        stdout=subprocess.PIPE, text=True, cwd=cwd, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE, text=True, cwd=cwd, env={**environment, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -62,6 +65,30 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     endpoint = line.split()[2].rstrip(",")
     (directory / "app.py").write_text(APP.format(endpoint=endpoint))
     yield endpoint, directory
+    assert end(process) == 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="elsewhere Python's own allocator stays")
+@pytest.mark.parametrize("chosen", [None, "pymalloc"])
+def test_a_gateway_has_the_allocator_that_gives_back(tmp_path: Path, chosen: str | None) -> None:
+    """What it starts, and whoever has chosen another, are left alone."""
+    (tmp_path / "app.py").write_text(
+        "import os, sys\n"
+        "def setup(gateway):\n"
+        "    print('allocator', os.environ.get('PYTHONMALLOC'), sys.argv[1:2], flush=True)\n"
+        "    gateway.register('df', 'x', lambda data: data)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONMALLOC"}
+    process, line = start(
+        "gateway", "--port", "0", "--handlers", "app:setup", cwd=tmp_path, ready="allocator",
+        environment=environment | ({} if chosen is None else {"PYTHONMALLOC": chosen}),
+    )  # fmt: skip
+    assert line.split()[1:] == [str(chosen), "['gateway']"]
+    assert process.stdout is not None
+    assert "listening" in process.stdout.readline()
+    if Path("/proc").exists():
+        given = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        assert f"PYTHONMALLOC={chosen or 'malloc'}".encode() in given
     assert end(process) == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import ssl
@@ -15,6 +16,7 @@ import pytest
 import packetflow
 from packetflow import Gateway, Reactor
 from packetflow.conformance.wire import Peer, frame
+from pfcore.engine import Engine
 
 PACKET = {"version": "1.0", "id": "a", "group": "df", "element": "echo", "data": 1, "priority": 5}
 
@@ -366,3 +368,29 @@ async def test_a_hundred_connections_at_once(gateway: Gateway) -> None:
         assert answers == list(range(100))
         await asyncio.gather(*(gateway.wait_for_reactor(f"r{n}") for n in range(100)))
         await asyncio.gather(*(reactor.stop() for reactor in reactors))
+
+
+async def test_connections_that_end_wait_for_no_garbage_collector() -> None:
+    """Each has buffers; a stranger opens and closes thousands in the minute until the next full collection."""
+
+    def engines() -> int:
+        return sum(type(one) is Engine for one in gc.get_objects())
+
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1") as gateway:
+        gateway.register("df", "echo", lambda data: data)
+        gc.collect()
+        gc.disable()
+        try:
+            before = engines()
+            peers = [await Peer.connect(gateway.endpoint) for _ in range(20)]
+            for peer in peers:
+                await peer.send(submit())
+                await peer.message("result")
+            assert engines() >= before + 20
+            for peer in peers:
+                peer.close()
+            async with asyncio.timeout(10):
+                while engines() > before:
+                    await asyncio.sleep(0.01)
+        finally:
+            gc.enable()
