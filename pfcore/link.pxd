@@ -52,6 +52,7 @@ cdef class Link(WSListener):
         bint in_batch
         bint flush_scheduled
         bint closing                 # we have sent a close frame
+        object old                   # picows's protocol of a connection that has gone, until what follows was done
         bint to_end                  # its connection has gone, and what follows from that has not been done yet
         bint reading_paused
         object reread                # TLS: reads what it has already; None otherwise

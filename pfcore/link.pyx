@@ -267,6 +267,8 @@ cdef class Link(WSListener):
             self.cutoff.cancel()
             self.cutoff = None
         self.timer_at = -1
+        if self.sharing is not None and self.tcp is not None:
+            self.old = self.tcp.get_protocol()  # it has a buffer as large as the largest frame: let go of in turn, too
         self.transport = None
         self.tcp = None
         self.to_end = True
@@ -278,6 +280,7 @@ cdef class Link(WSListener):
     cdef int _end(self) except -1:
         """What follows from a connection that has gone."""
         self.to_end = False
+        self.old = None
         reason = f": {self.close_reason}" if self.close_reason else ""
         self.engine.disconnected(
             f"the connection was lost (close code {self.close_code}{reason}); the answer is unknown",

@@ -194,6 +194,9 @@ async def test_a_cancelled_start_may_be_made_up_for(gateway: Gateway, complaints
                 await starting
             except asyncio.CancelledError:
                 await reactor.start()
+            async with asyncio.timeout(10):
+                while gateway.connections > 1:  # the gateway has yet to hear that the first has gone
+                    await asyncio.sleep(0)
             assert await reactor.call("df", "mine", number) == number
             assert await reactor.call("df", "echo", number) == number
             await reactor.stop()

@@ -413,10 +413,12 @@ async def gather(call: Call, request: Gather) -> Any:
             running.result()
     finally:
         running.cancel()
-        await asyncio.wait({running})
-        if not running.cancelled():
-            running.exception()  # said already, or not wanted any more
-        del running  # its failure knows this frame
+        try:
+            await asyncio.wait({running})
+            if not running.cancelled():
+                running.exception()  # said already, or not wanted any more
+        finally:
+            del running  # its failure knows this frame
     if succeeded < need:
         failures = [entry["error"] for entry in entries if entry is not None and entry["status"] == "error"]
         raise DependencyFailed(
