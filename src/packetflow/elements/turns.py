@@ -103,7 +103,11 @@ class Turn:
         self._done = True
         callback, self._callback = self._callback, None
         if callback is not None and self._context is not None:
-            self._context.run(callback, self)
+            try:
+                self._context.run(callback, self)
+            finally:
+                # where the task ended in a failure, that knows its frames, those this one, and this one the task
+                del callback
 
 
 class _Queue:
