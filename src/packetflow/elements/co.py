@@ -351,7 +351,10 @@ class _Asked:
             await self._waiter
         await self._call.turn()
         if self._failure is not None:
-            raise self._failure
+            try:
+                raise self._failure
+            finally:
+                self._failure = None  # it knows frames that know this
         self._left -= 1
         return self._came.popleft()
 
@@ -389,12 +392,10 @@ async def gather(call: Call, request: Gather) -> Any:
 
     async def one(place: int) -> None:
         nonlocal succeeded, failed
-        outcome: Result | PacketFlowError
         try:
-            outcome = await call.result_of(steps[place], {**context, "index": place})
+            entry = entry_of(await call.result_of(steps[place], {**context, "index": place}))
         except PacketFlowError as error:
-            outcome = error
-        entry = entry_of(outcome)
+            entry = entry_of(error)  # not the error itself: it knows this frame
         call.keep(RESULT_BYTES + len(entry.get("data") or entry.get("error") or b""))
         entries[place] = entry
         if entry["status"] == "success":
