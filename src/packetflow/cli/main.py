@@ -218,8 +218,9 @@ def gateway(
         async def transform(data: str) -> str:
             return data.upper()
     """
-    if "gateway" in sys.orig_argv:  # else this is somebody's process who calls the command
-        choose_allocator()
+    program = Path(sys.argv[0])
+    if program.name == "packetflow" or (program.parent.name, program.name) == ("packetflow", "__main__.py"):
+        choose_allocator()  # else this is somebody's process who calls the command: not to be begun again
     shown = f"[{host}]" if ":" in host else host
     config = None
     drain = 5.0

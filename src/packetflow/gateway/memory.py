@@ -59,13 +59,13 @@ def choose_allocator() -> None:
     that is set already stays.
     """
     if os.environ.pop(_CHOSEN, None) is not None:
-        del os.environ["PYTHONMALLOC"]  # what this process starts has its own
+        os.environ.pop("PYTHONMALLOC", None)  # what this process starts has its own
         return
     try:
         known = os.confstr("CS_GNU_LIBC_VERSION")
     except (AttributeError, ValueError, OSError):
         known = None
-    if known is None or "PYTHONMALLOC" in os.environ or sys.executable is None:
+    if known is None or "PYTHONMALLOC" in os.environ or not sys.executable:
         return
     # by its full name: where the interpreter is decides which environment it is
     os.execve(
