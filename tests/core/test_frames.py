@@ -621,3 +621,38 @@ def test_metadata_may_stay_json() -> None:
         Packet("df", "x", metadata=msgspec.Raw(b"[1]"))
     with pytest.raises(InvalidPacket):
         encode_message("submit", 1, Packet("df", "x", metadata=msgspec.Raw(b'{"no json')))
+
+
+def _submit(extra: str, outside: str = "") -> bytes:
+    return (
+        '{"type":"submit","seq":1,"payload":{"version":"1.0","id":"a","group":"df","element":"x","data":1,"priority":5'
+        f"{extra}}}{outside}}}"
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    ("most", "more", "expected"),
+    [
+        (
+            _submit(f',"metadata":{{"a":"{"x" * 65_528}"}}'),
+            _submit(f',"metadata":{{"a":"{"x" * 65_529}"}}'),
+            "65536 bytes",
+        ),
+        (
+            _submit("".join(f',"k{n}":1' for n in range(256))),
+            _submit("".join(f',"k{n}":1' for n in range(257))),
+            "at most 256 keys",
+        ),
+        (
+            _submit("", "".join(f',"k{n}":1' for n in range(256))),
+            _submit("", "".join(f',"k{n}":1' for n in range(257))),
+            "at most 256 keys",
+        ),
+    ],
+    ids=["metadata", "keys of a payload", "keys of a frame"],
+)
+def test_what_would_be_decoded_without_end_is_bounded(most: bytes, more: bytes, expected: str) -> None:
+    assert decode_message(most).type == "submit"
+    with pytest.raises(InvalidPacket) as caught:
+        decode_message(more)
+    assert expected in str(caught.value)

@@ -441,3 +441,23 @@ def test_one_that_is_asked_again_while_the_first_question_ends() -> None:
     sim.answer(late, sim.work[late][1], "PF001")
     sim.submit(client, "a")
     assert sim.work[late][-1]["payload"]["element"] == "work"
+
+
+def test_a_link_with_many_packets_ends_in_slices_and_none_is_left() -> None:
+    sim = Simulation()
+    client, worker = sim.join(["df:nothing"]), sim.join(["df:work"])
+    other = sim.join(["df:nothing"])
+    for n in range(60):
+        sim.submit(client, f"mine-{n}", timeout_ms=60_000)
+        sim.submit(other, f"others-{n}", timeout_ms=60_000)
+    sim.switch.leave_at_once = 20
+    sim.leave(client)
+    sim.leave(worker)
+    assert sim.switch.in_flight > 0
+    sim.audit()
+    for _ in range(20):
+        sim.pass_time(0)
+        sim.audit()
+    assert sim.switch.in_flight == 0
+    assert {answer["payload"]["error"]["code"] for answer in sim.answers[other]} == {"PF502"}
+    assert len(sim.answers[other]) == 60
