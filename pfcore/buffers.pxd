@@ -13,11 +13,13 @@
 # the middle of it. Values are encoded before (pfcore.writer, encode_value).
 
 from libc.stdint cimport int64_t, uint8_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, strlen
 
 cdef extern from "bytes_ops.h" nogil:
     const unsigned char* pf_escape_run(const unsigned char* p, const unsigned char* end) noexcept
     void pf_mask(unsigned char* p, size_t n, const unsigned char* key) noexcept
+    int PF_LONGEST_INT
+    int pf_write_int(unsigned char* at, int64_t value) noexcept
 
 cdef enum Opcode:
     OP_TEXT = 0x1
@@ -41,7 +43,6 @@ cdef class OutputBuffer:
     cdef void cancel_message(self) noexcept
     cdef Py_ssize_t message_size(self) noexcept
     cdef int put_string(self, const unsigned char* text, Py_ssize_t n) except -1
-    cdef int put_int(self, int64_t value) except -1
     cdef void clear(self) noexcept
     cdef void release(self) noexcept
     # Changes what both hold; neither has a message open.
@@ -57,4 +58,14 @@ cdef class OutputBuffer:
             self.grow(n)
         memcpy(self.data + self.size, source, <size_t>n)
         self.size += n
+        return 0
+
+    # A text that is known when this is compiled: then its length is, too, and it is written by a few moves.
+    cdef inline int put_literal(self, const char* text) except -1:
+        return self.put(text, <Py_ssize_t>strlen(text))
+
+    cdef inline int put_int(self, int64_t value) except -1:
+        if self.capacity - self.size < PF_LONGEST_INT:
+            self.grow(PF_LONGEST_INT)
+        self.size += pf_write_int(self.data + self.size, value)
         return 0

@@ -1,7 +1,8 @@
 """Growable output buffer that frames what is written into it as WebSocket messages."""
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memmove
 
@@ -16,6 +17,7 @@ cdef enum:
 cdef const char* HEX = b"0123456789abcdef"
 
 
+@cython.final
 cdef class OutputBuffer:
     """WebSocket messages back to back, ready to be written in one go.
 
@@ -152,23 +154,6 @@ cdef class OutputBuffer:
         self.data[self.size] = 0x22
         self.size += 1
         return 0
-
-    cdef int put_int(self, int64_t value) except -1:
-        cdef unsigned char[24] digits
-        cdef int at = 24
-        cdef uint64_t left = <uint64_t>value
-        if value < 0:
-            left = 0 - left
-        while True:
-            at -= 1
-            digits[at] = <unsigned char>(0x30 + left % 10)
-            left //= 10
-            if left == 0:
-                break
-        if value < 0:
-            at -= 1
-            digits[at] = 0x2D
-        return self.put(&digits[at], 24 - at)
 
     cdef void clear(self) noexcept:
         """Everything complete was sent. The memory stays for the next batch."""

@@ -163,6 +163,70 @@ pf_count_openers(const unsigned char *p, const unsigned char *end, ptrdiff_t eno
     return found;
 }
 
+#define PF_LONGEST_INT 20
+
+/* A decimal integer, at most PF_LONGEST_INT bytes; how many. Two digits at a time: a division takes long. */
+static inline int
+pf_write_int(unsigned char *at, int64_t value)
+{
+    static const char pairs[201] =
+        "0001020304050607080910111213141516171819" "2021222324252627282930313233343536373839"
+        "4041424344454647484950515253545556575859" "6061626364656667686970717273747576777879"
+        "8081828384858687888990919293949596979899";
+    uint64_t left = (uint64_t)value;
+    uint64_t power = 10;
+    unsigned char *last;
+    int sign = 0, digits = 1;
+    if (value < 0) {
+        left = 0 - left;
+        *at++ = '-';
+        sign = 1;
+    }
+    while (left >= power) { /* 10^19 fits, and is more than any */
+        digits++;
+        power *= 10;
+    }
+    last = at + digits;
+    while (left >= 100) {
+        unsigned pair = (unsigned)(left % 100) * 2;
+        left /= 100;
+        last -= 2;
+        memcpy(last, pairs + pair, 2);
+    }
+    if (left >= 10)
+        memcpy(last - 2, pairs + 2 * left, 2);
+    else
+        last[-1] = (unsigned char)('0' + left);
+    return digits + sign;
+}
+
+/* How many of , [ and { stand in [p, end), in texts, too. */
+static inline ptrdiff_t
+pf_count_separators(const unsigned char *p, const unsigned char *end)
+{
+    ptrdiff_t found = 0;
+#ifdef PF_SSE2
+    const __m128i zero = _mm_setzero_si128();
+    while (end - p >= 16) {
+        /* 255 blocks at most, so that no counter of a byte overflows */
+        __m128i counts = zero;
+        int left = 255;
+        while (left-- > 0 && end - p >= 16) {
+            __m128i v = _mm_loadu_si128((const __m128i *)(const void *)p);
+            __m128i open = _mm_cmpeq_epi8(_mm_or_si128(v, _mm_set1_epi8(0x20)), _mm_set1_epi8(0x7B));
+            __m128i comma = _mm_cmpeq_epi8(v, _mm_set1_epi8(0x2C));
+            counts = _mm_sub_epi8(counts, _mm_or_si128(open, comma));
+            p += 16;
+        }
+        counts = _mm_sad_epu8(counts, zero);
+        found += (ptrdiff_t)_mm_cvtsi128_si64(counts) + (ptrdiff_t)_mm_cvtsi128_si64(_mm_srli_si128(counts, 8));
+    }
+#endif
+    for (; p < end; p++)
+        found += *p == 0x2C || (*p | 0x20) == 0x7B;
+    return found;
+}
+
 /* Does "null" stand anywhere in [p, end)? */
 static inline int
 pf_contains_null(const unsigned char *p, const unsigned char *end)

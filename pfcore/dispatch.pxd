@@ -99,6 +99,7 @@ cdef class Worker:
 cdef class Dispatcher(Acceptor):
     cdef:
         object loop
+        object later                 # callable(callback): a slice of the queue gets its turn
         object base                  # the context that handlers' contexts copy
         readonly Py_ssize_t concurrency  # handlers that may be suspended at once
         readonly Py_ssize_t max_queue    # jobs that may wait

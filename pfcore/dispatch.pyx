@@ -449,12 +449,15 @@ cdef class Dispatcher(Acceptor):
 
     # -- life
 
-    def start(self, loop):
+    def start(self, loop, later=None):
         """Handlers run on `loop` from now on, in copies of the present context.
 
-        None for simulations: plain functions only, and nothing queues.
+        None for simulations: plain functions only, and nothing queues. `later`: how
+        slices of the queue get their turn, `Sharing.later` where links share the
+        loop (default: the loop's next iteration).
         """
         self.loop = loop
+        self.later = later if later is not None or loop is None else loop.call_soon
         self.base = PyContext_CopyCurrent()
         self.draining = False
 
@@ -708,7 +711,7 @@ cdef class Dispatcher(Acceptor):
                                    or self.cancelled > 0
                                    or (self.running < self.concurrency and self.queue.count > 0 and not self.blocked)):
             self.scheduled = True
-            self.loop.call_soon(self.run_queue)
+            self.later(self.run_queue)
         return 0
 
     def run_queue(self):

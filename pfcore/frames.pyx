@@ -26,7 +26,7 @@ from pfcore.packets cimport (
     result_from,
 )
 from pfcore.reader cimport DEFAULT_DEPTH, F_DATA, F_ERROR, FrameReader, MessageType
-from pfcore.writer cimport encode_extra, encode_value, put_failure, put_literal, put_result, put_submit, put_value
+from pfcore.writer cimport encode_extra, encode_value, put_failure, put_result, put_submit, put_value
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
@@ -57,16 +57,16 @@ cdef int _write_message(OutputBuffer out, str kind, int64_t seq, object payload)
             put_submit(out, seq, p, n, packet_address(packet), encode_value(packet.data, DEFAULT_DEPTH - 2, "data"),
                        packet.priority, check_timeout(packet.timeout_ms), encode_extra(packet, DEFAULT_DEPTH, 0))
         else:
-            put_literal(out, b'{"type":"submit","seq":')
+            out.put_literal(b'{"type":"submit","seq":')
             out.put_int(seq)
-            put_literal(out, b',"payload":')
+            out.put_literal(b',"payload":')
             fields = {"version": packet.version, "id": packet.id, "group": packet.group, "element": packet.element,
                       "data": packet.data, "priority": packet.priority}
             for name in ("timeout_ms", "dependencies", "metadata"):
                 if getattr(packet, name):
                     fields[name] = getattr(packet, name)
             put_value(out, encode_value(fields, DEFAULT_DEPTH - 1, "payload"))
-            put_literal(out, b"}")
+            out.put_literal(b"}")
     elif kind == "result":
         result = result_from(payload)
         p = <const unsigned char*>PyUnicode_AsUTF8AndSize(result.packet_id, &n)
@@ -83,11 +83,11 @@ cdef int _write_message(OutputBuffer out, str kind, int64_t seq, object payload)
             payload = dict(payload)
         except (TypeError, ValueError):
             raise invalid("payload", "a mapping", payload) from None
-        put_literal(out, b'{"type":"error","seq":' if kind == "error" else b'{"type":"heartbeat","seq":')
+        out.put_literal(b'{"type":"error","seq":' if kind == "error" else b'{"type":"heartbeat","seq":')
         out.put_int(seq)
-        put_literal(out, b',"payload":')
+        out.put_literal(b',"payload":')
         put_value(out, encode_value(payload, DEFAULT_DEPTH - 1, "payload"))
-        put_literal(out, b"}")
+        out.put_literal(b"}")
     else:
         raise invalid("type", "submit, result, error or heartbeat", kind)
     return 0

@@ -17,11 +17,17 @@ from pfcore.engine cimport Engine
 
 # How the links of one gateway share an iteration of the loop: none reads so much at once that the others wait
 # for long, whatever its frames cost. A batch that took long makes the link's next one smaller; once all of an
-# iteration's batches have taken long together, the rest of its reads are small.
+# iteration's batches have taken long together, the rest of its reads are small. What need not be done at once is
+# put off: each iteration does one of it at least, and more while that takes no time to speak of.
 cdef class Sharing:
     cdef:
         object loop
         int64_t spent                # ns of the long batches of this iteration
+        int64_t small                # ns of the short ones, until they are worth a callback
+        object work                  # deque of callables: slices of what runs in the gateway
+        object moves                 # ... and of links that have much to write or to take
+        object readers               # deque of links that had enough for one iteration and read on in another
+        bint moved                   # whose turn it was
         bint scheduled               # `_turn` was handed to call_soon
         object ended                 # deque of links whose connections have gone, and that have not ended yet
         int64_t ending               # ns that links took to end in this iteration
@@ -33,12 +39,17 @@ cdef class Sharing:
     cdef int spend(self, int64_t took) except -1
     cdef int end(self, Link link) except -1
     cdef int _end_some(self) except -1
+    cdef int put_off(self, object queue, object callback) except -1
+    cdef int _do_some(self) except -1
+    cdef int _do(self, object callback) except -1
 
 cdef class Link(WSListener):
     cdef:
         readonly Sharing sharing     # None: it is the only one, as a reactor's is
         readonly Py_ssize_t quantum  # bytes that it reads at once
         int64_t batch_began          # ns
+        bint quick                   # the batch took so little that the next may be larger
+        int64_t expected             # ns that the next one may take
         Py_ssize_t partial           # bytes of a frame that is not whole yet
         bint got_frame               # since the last look
         int64_t rests                # its batch took long: ns until it reads on; 1: in the loop's next iteration
@@ -80,6 +91,7 @@ cdef class Link(WSListener):
     cdef object submitted(self, object reply)
     cdef int _count_unsent(self) except -1
     cdef int _resume_reading(self) except -1
+    cdef bint _much(self) noexcept
     cdef bint _waits(self) noexcept
     cdef int flush(self) except -1
     cdef int end_batch(self) except -1

@@ -12,6 +12,7 @@ PICOWS_VERSION: Final[str]
 @final
 class Sharing:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None: ...
+    def later(self, callback: Callable[[], object]) -> None: ...
 
 class Link:
     def __init__(

@@ -46,17 +46,21 @@ cdef enum:
     KEEP_BUFFER = 262144         # bytes of output buffer that a busy link keeps between batches
     PAUSE_READING = 8388608      # unsent bytes at which we stop reading what makes more
     LARGE_WRITE = 65536          # bytes whose writing is counted and may have to wait for the loop's next iteration
-    MOST_READ = 131072           # bytes that a link reads at once, at most and at least
+    MOST_READ = 131072           # bytes that a link reads at once: at most, at least, and the first time
     LEAST_READ = 4096
+    FIRST_READ = 16384
     SMALL_PARTIAL = 65536        # bytes of a partial frame that nobody is charged for
     ENDING = 2000000             # ns of an iteration that links may take to end: one at least
-    QUICK = 250000               # ns: a batch that took less may be larger the next time
-    LONG = 1000000               # ns: one that took more will be smaller
+    QUICK = 250000               # ns: so much is worth a callback that notes it
+    LONG = 1000000               # ns: a batch that took more is smaller the next time; one of half as much may grow
     BYTE = 2                     # ns that reading a byte of a large frame takes
+    HANDLED = 6                  # ... and that the handling of it takes, once it is whole
+    EXPECTED = 60                # ... and may take: what is short may be an announcement, the dearest at 400
     REST = 4                     # so many times as long as it took a link rests after a batch that no one could cut
     LONGEST_REST = 200000000     # ns
     RECENT = 50000000            # ns: another account has had a batch since
     ITERATION = 4000000          # ns that long batches may take in one iteration of the loop, until the rest is small
+    PUT_OFF = 1000000            # ns of what was put off, after which no more of it is begun in an iteration
     CLOSE_PROTOCOL = 1002
     CLOSE_POLICY = 1008
     CLOSE_INVALID_TEXT = 1007
@@ -84,14 +88,62 @@ cdef class Sharing:
     def __init__(self, loop):
         self.loop = loop
         self.ended = collections.deque()
+        self.work = collections.deque()
+        self.moves = collections.deque()
+        self.readers = collections.deque()
+
+    def later(self, callback not None):
+        """Calls `callback` in the loop's next iteration, or in one of those that follow if there is much to do.
+
+        For one slice of work, of some milliseconds at most. Those who wait have
+        their turns in the order in which they came.
+        """
+        self.put_off(self.work, callback)
+
+    cdef int put_off(self, object queue, object callback) except -1:
+        queue.append(callback)
+        if not self.scheduled:
+            self.scheduled = True
+            self.loop.call_soon(self._turn)
+        return 0
+
+    cdef int _do_some(self) except -1:
+        """Of what was put off before this iteration, by turns of the two kinds: one at least, until it has had its time."""
+        cdef Py_ssize_t work = len(self.work), moves = len(self.moves)
+        cdef int64_t began = pf_monotonic_ns(), now = began, expected = 0
+        cdef Link link
+        while self.readers and expected < PUT_OFF:
+            link = <Link>self.readers.popleft()
+            expected += link.expected
+            link._read_on()
+        while (work > 0 or moves > 0) and now - began < PUT_OFF:
+            self.moved = not self.moved
+            if work > 0 and (self.moved or moves == 0):
+                work -= 1
+                self._do(self.work.popleft())
+            else:
+                moves -= 1
+                self._do(self.moves.popleft())
+            now = pf_monotonic_ns()
+        self.spent += now - began
+        return 0
+
+    cdef int _do(self, object callback) except -1:
+        try:
+            callback()
+        except Exception as error:
+            self.loop.call_exception_handler({"message": "packetflow's work failed", "exception": error})
+        return 0
 
     cdef int note(self, Account account, int64_t took, int64_t now) except -1:
-        # short batches are not worth a callback
         if self.latest is not account:
             self.latest = account
             self.switched = now
-        if took >= QUICK:
-            self.spend(took)
+        # short batches are not worth a callback each
+        self.small += took
+        if self.small >= QUICK:
+            self.spend(self.small)
+            self.small = 0
         return 0
 
     cdef int spend(self, int64_t took) except -1:
@@ -139,9 +191,12 @@ cdef class Sharing:
         self.scheduled = False
         self.spent = 0
         self.ending = 0
-        if self.ended:
-            self._end_some()
-            if not self.scheduled:
+        try:
+            self._do_some()
+            if self.ended:
+                self._end_some()
+        finally:
+            if (self.ended or self.work or self.moves or self.readers) and not self.scheduled:
                 self.scheduled = True
                 self.loop.call_soon(self._turn)
 
@@ -156,7 +211,7 @@ cdef class Link(WSListener):
 
     def __init__(self, Engine engine not None, *, loop, on_open=None, on_closed=None, Sharing sharing=None):
         self.sharing = sharing
-        self.quantum = MOST_READ
+        self.quantum = FIRST_READ
         self.engine = engine
         self.loop = loop
         self.thread = PyThread_get_thread_ident()
@@ -324,11 +379,9 @@ cdef class Link(WSListener):
             self.rests = min(REST * took, LONGEST_REST)
         elif took >= QUICK:
             self.rests = 1
-        if took > LONG:
-            if self.quantum > LEAST_READ:
-                self.quantum >>= 1
-        elif took < QUICK and self.quantum < MOST_READ:
-            self.quantum <<= 1
+        if took > LONG and self.quantum > LEAST_READ:
+            self.quantum >>= 1
+        self.quick = took < LONG // 2
 
     def next_read(self):
         """Bytes that may be read at once just now."""
@@ -340,20 +393,27 @@ cdef class Link(WSListener):
         """`n` bytes have come; what is not a whole frame yet is held, and picows's buffer never shrinks again."""
         cdef Account account = self.engine.account
         cdef Py_ssize_t more
+        cdef bint turns = False
         if self.got_frame:
             self.got_frame = False
+            if self.quick and n >= self.quantum and self.quantum < MOST_READ:
+                self.quantum <<= 1  # it had more than that, perhaps
         else:
             self.partial += n
             if self.sharing is not None and n >= LEAST_READ:
                 # part of a large frame: the system has copied it, on to pages that are new perhaps
                 self.sharing.note(account, max(<int64_t>n * BYTE, QUICK), self.batch_began)
                 self.rests = max(self.rests, 1)
+                self.expected = max(n * EXPECTED, self.partial * HANDLED)
+                turns = True
         if self.rests > 0:
             # the transport would read on while there is more; the others come first
             if self.tcp is not None and not self.reading_paused and not self.closing and not self.unpausable:
                 self.tcp.pause_reading()
                 if self.rests > 1:
                     self.loop.call_later(self.rests / 1e9, self._read_on)
+                elif turns:
+                    self.sharing.put_off(self.sharing.readers, self)
                 else:
                     self.loop.call_soon(self._read_on)
             self.rests = 0
@@ -576,19 +636,25 @@ cdef class Link(WSListener):
             else:
                 self.flush()
 
+    cdef bint _much(self) noexcept:
+        """Is it much that it has to write? Then it takes its turn with others who have much to move."""
+        return self.sharing is not None and self.engine.out.size >= LARGE_WRITE
+
     cdef bint _waits(self) noexcept:
-        """Is it much that it has to write, and has this iteration of the loop had enough of that?"""
-        return self.sharing is not None and self.sharing.full() and self.engine.out.size >= LARGE_WRITE
+        return self._much() and self.sharing.full()
 
     def _wake(self):
         """The engine has output, or an earlier deadline, and no batch is under way."""
         if not self.flush_scheduled:
             self.flush_scheduled = True
-            self.loop.call_soon(self._on_wake)
+            if self._much():
+                self.sharing.put_off(self.sharing.moves, self._on_wake)
+            else:
+                self.loop.call_soon(self._on_wake)
 
     def _on_wake(self):
         if self._waits() and not self.in_batch:
-            self.loop.call_soon(self._on_wake)
+            self.sharing.put_off(self.sharing.moves, self._on_wake)
             return
         self.flush_scheduled = False
         self.engine.sent_since_wake = False

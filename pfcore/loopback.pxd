@@ -13,10 +13,11 @@ cdef class Loopback(Link):
         readonly Engine far
         bint moving                  # packets are on their way from near to far
         bint taking                  # results are on their way from far to near
-        OutputBuffer packets         # what the near side wrote, while it moves
+        OutputBuffer packets         # what the near side wrote, while it moves: in several iterations perhaps
+        Py_ssize_t packets_at        # bytes of them that the far side has had
         OutputBuffer results         # what the far side wrote, while it moves: in several iterations perhaps
         Py_ssize_t results_at        # bytes of them that the near side has had
-        Py_ssize_t charged           # bytes of results not had yet that the far side's account was charged with
+        Py_ssize_t charged           # bytes not moved yet that the far side's account was charged with
 
     cdef int _to_far(self) except -1
     cdef int _to_near(self) except -1

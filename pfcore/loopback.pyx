@@ -13,15 +13,16 @@ __all__ = ["Loopback"]
 
 
 cdef enum:
-    MOST_MOVED = 1048576         # bytes of results that one loopback takes in an iteration of the loop: some 1 ms
+    MOST_MOVED = 1048576         # bytes that one loopback takes one way in an iteration of the loop: some 1 ms
+    MOST_TIME = 1000000          # ... and ns
     LARGE = 65536                # bytes that are worth a look at the clock
     KEEP = 65536                 # bytes of a buffer that are kept between batches
 
 
-cdef Py_ssize_t _deliver(OutputBuffer frames, Py_ssize_t at, Py_ssize_t most, Engine engine, int64_t now) except -1:
+cdef Py_ssize_t _deliver(OutputBuffer frames, Py_ssize_t at, Engine engine, int64_t now) except -1:
     """Whole unmasked frames (RFC 6455, section 5.2), as an OutputBuffer writes them, to an engine.
 
-    From `at` on, until `most` bytes or all are through; where it ended.
+    From `at` on, until an iteration's share or all are through; where it ended.
     """
     cdef const unsigned char* start = frames.data
     cdef const unsigned char* p = start + at
@@ -29,7 +30,7 @@ cdef Py_ssize_t _deliver(OutputBuffer frames, Py_ssize_t at, Py_ssize_t most, En
     cdef Py_ssize_t n
     cdef int i
     engine.now = now
-    while end - p >= 2 and p - start - at < most:
+    while end - p >= 2 and p - start - at < MOST_MOVED and pf_monotonic_ns() - now < MOST_TIME:
         n = p[1] & 0x7F
         if n == 126:
             n = (<Py_ssize_t>p[2] << 8) | p[3]
@@ -82,6 +83,9 @@ cdef class Loopback(Link):
         if not self.taking:
             self.results.release()
             self.results_at = 0
+        if not self.moving:
+            self.packets.release()
+            self.packets_at = 0
         self.far.disconnected(message, now)
         self._settle()
         self.engine.disconnected(message, now)
@@ -96,20 +100,28 @@ cdef class Loopback(Link):
         self._part()
 
     cdef int _to_far(self) except -1:
+        cdef OutputBuffer packets = self.packets
         cdef int64_t now = pf_monotonic_ns()
-        if self.engine.out.size == 0 or self.far.state != EngineState.OPEN or self.moving:
+        cdef Py_ssize_t at = self.packets_at
+        if (packets.size == 0 and self.engine.out.size == 0) or self.far.state != EngineState.OPEN or self.moving:
             return 0
-        self.engine.out.swap(self.packets)
+        if packets.size == 0:
+            self.engine.out.swap(packets)
         self.moving = True
+        self.packets_at = packets.size  # nothing is delivered twice, whatever happens
         self.far.in_batch = True
         self.far.acceptor.begin_batch(now)
         try:
-            _deliver(self.packets, 0, self.packets.size, self.far, now)
+            self.packets_at = _deliver(packets, at, self.far, now)
         finally:
-            _empty(self.packets)
+            self.moving = False
+            if self.packets_at < packets.size and self.far.state == EngineState.OPEN:
+                self._wake()  # as below
+            else:
+                self.packets_at = 0
+                _empty(packets)
             self.far.acceptor.end_batch()
             self.far.in_batch = False
-            self.moving = False
             self._settle()
         if self.sharing is not None:
             self.sharing.note(self.far.account, pf_monotonic_ns() - now, now)
@@ -129,7 +141,7 @@ cdef class Loopback(Link):
         self.taking = True
         self.results_at = results.size  # nothing is delivered twice, whatever happens
         try:
-            self.results_at = _deliver(results, at, MOST_MOVED, self.engine, now)
+            self.results_at = _deliver(results, at, self.engine, now)
         finally:
             self.taking = False
             if self.results_at < results.size and self.engine.state == EngineState.OPEN:
@@ -144,11 +156,16 @@ cdef class Loopback(Link):
         return 0
 
     cdef void _settle(self) noexcept:
-        """Results that nobody has taken yet are held for who asked: past his budget nothing more begins."""
-        cdef Py_ssize_t there = self.far.out.size + self.results.size - self.results_at
+        """What has not been moved yet is held for who asked: past his budget nothing more begins."""
+        cdef Py_ssize_t there = (self.far.out.size + self.results.size - self.results_at
+                                 + self.packets.size - self.packets_at)
         if self.far.account is not None and (there > LARGE or self.charged > 0):
             self.far.account.settle(there - self.charged)
             self.charged = there
+
+    cdef bint _much(self) noexcept:
+        # what it moves is begun, answered and handled at once
+        return self.sharing is not None
 
     cdef bint _waits(self) noexcept:
         return self.sharing is not None and self.sharing.full() and (
@@ -165,12 +182,12 @@ cdef class Loopback(Link):
             self._wake()
 
     cdef int flush(self) except -1:
-        while self.engine.out.size > 0 or self.far.out.size > 0 or self.results.size > 0:
+        while self.engine.out.size > 0 or self.far.out.size > 0 or self.results.size > 0 or self.packets.size > 0:
             self._to_far()
             self._to_near()
             if self.engine.waiting.live() > 0:
                 self.engine.pump(self.engine.now)
-            if self.engine.state != EngineState.OPEN or self.results.size > 0:
+            if self.engine.state != EngineState.OPEN or self.results.size > 0 or self.packets.size > 0:
                 break
         self.engine.sent_since_wake = False
         self.far.sent_since_wake = False

@@ -17,6 +17,7 @@ cdef extern from "bytes_ops.h" nogil:
     const unsigned char* pf_string_run(const unsigned char* p, const unsigned char* end) noexcept
     int pf_utf8_sequence(const unsigned char* p, const unsigned char* end) noexcept
     bint pf_utf8_valid(const unsigned char* p, const unsigned char* end) noexcept
+    Py_ssize_t pf_count_separators(const unsigned char* p, const unsigned char* end) noexcept
     Py_ssize_t pf_count_openers(const unsigned char* p, const unsigned char* end, Py_ssize_t enough) noexcept
 
 cdef struct Cursor:

@@ -2,14 +2,15 @@
 
 The C interface is in ``scan.pxd``. From Python there is `validate`, which says
 whether a buffer holds one JSON document and where it does not, and exists so
-that the scanner can be tested and fuzzed on its own; and `digits_work`.
+that the scanner can be tested and fuzzed on its own; and what tells what decoding
+a text takes: `digits_work` and `separators`.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.string cimport memcmp
 
-__all__ = ["digits_work", "validate"]
+__all__ = ["digits_work", "separators", "validate"]
 
 cdef enum:
     # CPython converts at most this many digits (sys.int_info); msgspec follows it.
@@ -502,12 +503,38 @@ def validate(buffer, int max_depth=64):
         PyBuffer_Release(&view)
 
 
+def separators(bytes data not None):
+    """How many of ``,``, ``[`` and ``{`` stand in a text: with one more, at least as many as it has values."""
+    cdef const unsigned char* p = <const unsigned char*>PyBytes_AS_STRING(data)
+    return pf_count_separators(p, p + PyBytes_GET_SIZE(data))
+
+
+cdef bint _has_long_run(const unsigned char* p, const unsigned char* end) noexcept nogil:
+    """Do more than `LONG_INTEGER` digits follow one another anywhere, in texts, too? One byte in 64 tells."""
+    cdef const unsigned char* at = p + LONG_INTEGER
+    cdef const unsigned char* first
+    cdef const unsigned char* last
+    while at < end:
+        if _is_digit(at[0]):
+            first = last = at
+            while first > p and _is_digit(first[-1]) and at - first <= LONG_INTEGER:
+                first -= 1
+            while last < end and _is_digit(last[0]) and last - first <= LONG_INTEGER:
+                last += 1
+            if last - first > LONG_INTEGER:
+                return True
+        at += LONG_INTEGER
+    return False
+
+
 def digits_work(bytes data not None):
     """The squares of the lengths of all long integers in a JSON text, added up: what converting them takes."""
     cdef const unsigned char* p = <const unsigned char*>PyBytes_AS_STRING(data)
     cdef const unsigned char* end = p + PyBytes_GET_SIZE(data)
     cdef const unsigned char* began
     cdef int64_t work = 0
+    if not _has_long_run(p, end):
+        return 0
     while p < end:
         if p[0] == 0x22:
             p = pf_string_run(p + 1, end)

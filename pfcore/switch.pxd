@@ -61,6 +61,7 @@ cdef class Switch(Acceptor):
         dict behind              # Member -> None: has room, and more elements than were looked at
         object leaving           # deque of Member: gone, and some of its flights have not been ended yet
         public Py_ssize_t leave_at_once
+        Py_ssize_t walked            # packets that waited for one that has ended, since the last were counted
         object quiet             # OrderedDict: Route -> None: nobody handles it any more, kept for its history
         object gone              # OrderedDict: key -> ns when it was last served, of those that are kept no more
         list told                # failures that the log has yet to be told of

@@ -54,7 +54,6 @@ from pfcore.writer cimport (
     encode_error,
     metadata_again,
     put_failure_payload,
-    put_literal,
     put_packet_extra,
     put_packet_head,
     put_result_head,
@@ -89,6 +88,7 @@ cdef enum:
     MAX_TRIED_HERE = 4           # ... where we have a handler of our own
     LOOK_AGAIN = 128             # packets that waited for a question, and are tried again in one go
     LEAVE_AT_ONCE = 512          # packets that end in one go with their link: some 1.5 ms
+    WALKED = 8                   # packets that waited for one that ends: as many as are as much as one more
     MAX_QUIET = 1024             # elements with a history that nobody handles any more
     GROUP_DF = 1
     GROUP_ED = 2
@@ -296,11 +296,11 @@ cdef class Switch(Acceptor):
         member.gets(flight)
         try:
             out.begin_message()
-            put_literal(out, b'{"type":"submit","seq":')
+            out.put_literal(b'{"type":"submit","seq":')
             out.put_int(flight.seq)
-            put_literal(out, b',"payload":{"version":"1.0","id":"')
+            out.put_literal(b',"payload":{"version":"1.0","id":"')
             out.put(text, ID_LENGTH)
-            put_literal(out, b'","group":"df","element":"packetflow.anyone","data":null,"priority":1}}')
+            out.put_literal(b'","group":"df","element":"packetflow.anyone","data":null,"priority":1}}')
             out.end_message(OP_TEXT)
         except BufferError as error:
             return member.engine._overflow(error)
@@ -573,7 +573,8 @@ cdef class Switch(Acceptor):
         """Ends up to `most` of what a link that has gone left; how many more it could have been, 0: some are left."""
         cdef Flight flight
         while member.mine != NULL and most > 0:
-            most -= 1
+            most -= 1 + self.walked // WALKED
+            self.walked %= WALKED
             self._lose_origin(<Flight>member.mine, member)
         while member.theirs != NULL and most > 0:
             most -= 1
@@ -590,6 +591,7 @@ cdef class Switch(Acceptor):
     cdef int _lose_some(self, int64_t now) except -1:
         """Goes on with links that have gone and left many packets."""
         cdef Py_ssize_t left = self.leave_at_once
+        self.walked = 0
         while self.leaving and left > 0:
             left = self._lose_flights(<Member>self.leaving[0], left, now)
             if left > 0:
@@ -1302,11 +1304,11 @@ cdef class Switch(Acceptor):
         """``(reader, buffer)``: a held packet, read. Of its own: whoever runs it may come back here meanwhile."""
         cdef OutputBuffer out = OutputBuffer(limit=1 << 29)
         cdef FrameReader reader = FrameReader(max_depth=512)
-        put_literal(out, b'{"type":"submit","seq":')
+        out.put_literal(b'{"type":"submit","seq":')
         out.put_int(seq if seq > 0 else 1)
-        put_literal(out, b',"payload":')
+        out.put_literal(b',"payload":')
         self._put_held(flight, out)
-        put_literal(out, b"}")
+        out.put_literal(b"}")
         if reader.read(out.data, out.size) < 0:
             raise AssertionError(f"a packet that was checked does not read: {reader.error()}")
         return reader, out
@@ -1315,10 +1317,10 @@ cdef class Switch(Acceptor):
         """The held payload with what is left of its time."""
         cdef int64_t left = (flight.deadline - self.now + MILLISECOND - 1) // MILLISECOND
         out.put(flight.held, flight.head)
-        put_literal(out, b',"timeout_ms":')
+        out.put_literal(b',"timeout_ms":')
         out.put_int(left if left > 0 else 1)
         out.put(flight.held + flight.head, flight.length - flight.head)
-        put_literal(out, b"}")
+        out.put_literal(b"}")
 
     cdef int _send(self, Flight flight, Member target, FrameReader reader, int64_t now) except -1:
         cdef OutputBuffer out = target.engine.out
@@ -1335,9 +1337,9 @@ cdef class Switch(Acceptor):
             metadata = metadata_again(reader)
         try:
             out.begin_message()
-            put_literal(out, b'{"type":"submit","seq":')
+            out.put_literal(b'{"type":"submit","seq":')
             out.put_int(flight.seq)
-            put_literal(out, b',"payload":')
+            out.put_literal(b',"payload":')
             if reader is None:
                 self._put_held(flight, out)
             elif as_it_is:
@@ -1349,11 +1351,11 @@ cdef class Switch(Acceptor):
                 wire.n = self.table.entries[flight.slot].id_length
                 put_packet_head(out, reader, element, wire)
                 if reader.timeout_ms > 0:
-                    put_literal(out, b',"timeout_ms":')
+                    out.put_literal(b',"timeout_ms":')
                     out.put_int(reader.timeout_ms)
                 put_packet_extra(out, reader, metadata)
-                put_literal(out, b"}")
-            put_literal(out, b"}")
+                out.put_literal(b"}")
+            out.put_literal(b"}")
             out.end_message(OP_TEXT)
         except BufferError as error:
             # it does not read: its own link ends, and with it this flight finds another or fails
@@ -1662,7 +1664,7 @@ cdef class Switch(Acceptor):
             out.begin_message()
             put_result_head(out, seq)
             out.put(payload, length)
-            put_literal(out, b"}")
+            out.put_literal(b"}")
             out.end_message(OP_TEXT)
         except BufferError as error:
             return engine._overflow(error)
@@ -1976,6 +1978,7 @@ cdef class Switch(Acceptor):
         waiting = self.awaited.pop((number, packet_id), None)
         if waiting is None:
             return 0
+        self.walked += len(waiting)
         for flight in waiting:
             if flight.state != FlightState.WAITING or flight.needs is None or packet_id not in flight.needs:
                 continue

@@ -29,7 +29,6 @@ cdef int put_failure(OutputBuffer out, int64_t seq, const unsigned char* packet_
 # The payloads of these two are encoded already.
 cdef int put_error(OutputBuffer out, int64_t seq, bytes payload) except -1
 cdef int put_heartbeat(OutputBuffer out, int64_t seq, object payload) except -1
-cdef int put_literal(OutputBuffer out, const char* text) except -1
 # `,"dependencies":[...],"metadata":{...}` of a packet that has them, else None; `retries` above 0 go into the metadata.
 cdef bytes encode_extra(Packet packet, int depth, int retries)
 

@@ -6,7 +6,6 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t
-from libc.string cimport strlen
 
 from pfcore.buffers cimport OutputBuffer
 from pfcore.packets cimport Packet
@@ -43,10 +42,6 @@ cdef enum:
 cdef object _encode = msgspec.json.Encoder().encode
 cdef object _to_builtins = msgspec.to_builtins
 cdef object _Raw = msgspec.Raw
-
-
-cdef int put_literal(OutputBuffer out, const char* text) except -1:
-    return out.put(text, <Py_ssize_t>strlen(text))
 
 
 cdef object _not_json(str where, str expected, object found):
@@ -197,64 +192,64 @@ cdef int put_value(OutputBuffer out, object value) except -1:
 
 cdef int put_submit(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
                     bytes address, object value, int priority, int64_t timeout_ms, bytes extra) except -1:
-    put_literal(out, b'{"type":"submit","seq":')
+    out.put_literal(b'{"type":"submit","seq":')
     out.put_int(seq)
-    put_literal(out, b',"payload":{"version":"1.0","id":')
+    out.put_literal(b',"payload":{"version":"1.0","id":')
     out.put_string(packet_id, id_length)
-    put_literal(out, b",")
+    out.put_literal(b",")
     out.put(PyBytes_AS_STRING(address), PyBytes_GET_SIZE(address))
-    put_literal(out, b',"data":')
+    out.put_literal(b',"data":')
     put_value(out, value)
-    put_literal(out, b',"priority":')
+    out.put_literal(b',"priority":')
     out.put_int(priority)
     if timeout_ms > 0:
-        put_literal(out, b',"timeout_ms":')
+        out.put_literal(b',"timeout_ms":')
         out.put_int(timeout_ms)
     if extra is not None:
         out.put(PyBytes_AS_STRING(extra), PyBytes_GET_SIZE(extra))
-    return put_literal(out, b"}}")
+    return out.put_literal(b"}}")
 
 
 cdef int put_result_head(OutputBuffer out, int64_t seq) except -1:
-    put_literal(out, b'{"type":"result","seq":')
+    out.put_literal(b'{"type":"result","seq":')
     out.put_int(seq)
-    return put_literal(out, b',"payload":')
+    return out.put_literal(b',"payload":')
 
 
 cdef int put_result(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
                     object value, int64_t duration_ms) except -1:
     put_result_head(out, seq)
-    put_literal(out, b'{"packet_id":')
+    out.put_literal(b'{"packet_id":')
     out.put_string(packet_id, id_length)
-    put_literal(out, b',"status":"success","data":')
+    out.put_literal(b',"status":"success","data":')
     put_value(out, value)
-    put_literal(out, b',"duration_ms":')
+    out.put_literal(b',"duration_ms":')
     out.put_int(duration_ms)
-    return put_literal(out, b"}}")
+    return out.put_literal(b"}}")
 
 
 cdef int put_failure(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
                      bytes error, int64_t duration_ms) except -1:
     put_result_head(out, seq)
     put_failure_payload(out, packet_id, id_length, error, duration_ms)
-    return put_literal(out, b"}")
+    return out.put_literal(b"}")
 
 
 cdef int put_failure_payload(OutputBuffer out, const unsigned char* packet_id, Py_ssize_t id_length,
                              bytes error, int64_t duration_ms) except -1:
-    put_literal(out, b'{"packet_id":')
+    out.put_literal(b'{"packet_id":')
     out.put_string(packet_id, id_length)
-    put_literal(out, b',"status":"error","error":')
+    out.put_literal(b',"status":"error","error":')
     put_value(out, error)
-    put_literal(out, b',"duration_ms":')
+    out.put_literal(b',"duration_ms":')
     out.put_int(duration_ms)
-    return put_literal(out, b"}")
+    return out.put_literal(b"}")
 
 
 cdef int _put_span(OutputBuffer out, const Span* span) except -1:
     """A value as it stands in its frame; null where it is absent."""
     if span.kind == Kind.ABSENT:
-        return put_literal(out, b"null")
+        return out.put_literal(b"null")
     if span.kind == Kind.STRING:
         return out.put(span.p - 1, span.n + 2)
     return out.put(span.p, span.n)
@@ -267,24 +262,24 @@ cdef bytes encode_again(const Span* span):
 
 cdef int put_packet_head(OutputBuffer out, FrameReader reader, Text element, Text packet_id) except -1:
     cdef Span* version = &reader.fields[<int>F_VERSION]
-    put_literal(out, b'{"version":"')
+    out.put_literal(b'{"version":"')
     if version.escaped:
-        put_literal(out, b"1.0")
+        out.put_literal(b"1.0")
     else:
         out.put(version.p, version.n)
-    put_literal(out, b'","id":')
+    out.put_literal(b'","id":')
     if packet_id.p == NULL:
         packet_id = reader.id
     out.put_string(packet_id.p, packet_id.n)
-    put_literal(out, b',"group":"')
+    out.put_literal(b',"group":"')
     out.put(PyUnicode_AsUTF8AndSize(group_code(reader.group), NULL), 2)
-    put_literal(out, b'","element":"')
+    out.put_literal(b'","element":"')
     if element.p == NULL:
         element = reader.element
     out.put(element.p, element.n)
-    put_literal(out, b'","data":')
+    out.put_literal(b'","data":')
     _put_span(out, &reader.fields[<int>F_DATA])
-    put_literal(out, b',"priority":')
+    out.put_literal(b',"priority":')
     return out.put_int(reader.priority)
 
 
@@ -296,10 +291,10 @@ cdef bytes metadata_again(FrameReader reader):
 
 cdef int put_packet_extra(OutputBuffer out, FrameReader reader, bytes metadata) except -1:
     if reader.fields[<int>F_DEPENDENCIES].kind == Kind.ARRAY:
-        put_literal(out, b',"dependencies":')
+        out.put_literal(b',"dependencies":')
         _put_span(out, &reader.fields[<int>F_DEPENDENCIES])
     if metadata is not None:
-        put_literal(out, b',"metadata":')
+        out.put_literal(b',"metadata":')
         put_value(out, metadata)
     return 0
 
@@ -331,36 +326,36 @@ cdef int put_result_payload(OutputBuffer out, FrameReader reader, Text packet_id
         duration = <bytes>_encode(reader.duration_ms)
     if packet_id.p == NULL:
         packet_id = reader.id
-    put_literal(out, b'{"packet_id":')
+    out.put_literal(b'{"packet_id":')
     out.put_string(packet_id.p, packet_id.n)
     if reader.success:
-        put_literal(out, b',"status":"success","data":')
+        out.put_literal(b',"status":"success","data":')
         _put_span(out, &reader.fields[<int>F_DATA])
     else:
-        put_literal(out, b',"status":"error","error":')
+        out.put_literal(b',"status":"error","error":')
         if error is not None:
             put_value(out, error)
         else:
-            put_literal(out, b'{"code":"PF500","message":"the packet ended in an error that says no more"}')
-    put_literal(out, b',"duration_ms":')
+            out.put_literal(b'{"code":"PF500","message":"the packet ended in an error that says no more"}')
+    out.put_literal(b',"duration_ms":')
     put_value(out, duration)
-    return put_literal(out, b"}")
+    return out.put_literal(b"}")
 
 
 cdef int put_error(OutputBuffer out, int64_t seq, bytes payload) except -1:
-    put_literal(out, b'{"type":"error","seq":')
+    out.put_literal(b'{"type":"error","seq":')
     out.put_int(seq)
-    put_literal(out, b',"payload":')
+    out.put_literal(b',"payload":')
     put_value(out, payload)
-    return put_literal(out, b"}")
+    return out.put_literal(b"}")
 
 
 cdef int put_heartbeat(OutputBuffer out, int64_t seq, object payload) except -1:
-    put_literal(out, b'{"type":"heartbeat","seq":')
+    out.put_literal(b'{"type":"heartbeat","seq":')
     out.put_int(seq)
-    put_literal(out, b',"payload":')
+    out.put_literal(b',"payload":')
     put_value(out, payload)
-    return put_literal(out, b"}")
+    return out.put_literal(b"}")
 
 
 cdef bytes encode_extra(Packet packet, int depth, int retries):
@@ -370,13 +365,13 @@ cdef bytes encode_extra(Packet packet, int depth, int retries):
         return None
     out = OutputBuffer()
     if packet.dependencies:
-        put_literal(out, b',"dependencies":')
+        out.put_literal(b',"dependencies":')
         put_value(out, encode_value(list(packet.dependencies), depth - 2, "dependencies"))
     if retries > 0:
-        put_literal(out, b',"metadata":')
+        out.put_literal(b',"metadata":')
         put_value(out, encode_value({**(packet.metadata or {}), "retry": retries}, depth - 2, "metadata"))
     elif packet._metadata is not None:
-        put_literal(out, b',"metadata":')
+        out.put_literal(b',"metadata":')
         put_value(out, encode_value(
             _Raw(packet._metadata) if type(packet._metadata) is bytes else packet._metadata, depth - 2, "metadata"))
     return out.take()

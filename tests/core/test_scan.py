@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pfcore.scan import digits_work, validate
+from pfcore.scan import digits_work, separators, validate
 
 VALID = [
     b"null", b"true", b"false", b"0", b"-0", b"-0.0", b"1", b"-1", b"10", b"1.5", b"1e5", b"1E+5", b"1e-5", b"0e0",
@@ -182,3 +182,15 @@ def test_long_integers_are_bounded_by_what_converting_them_takes() -> None:
 )
 def test_the_work_of_converting_integers(text: bytes, work: int) -> None:
     assert digits_work(text) == work
+
+
+@given(st.integers(0, 130), st.integers(60, 140), st.integers(0, 70))
+def test_long_integers_are_found_wherever_they_begin(before: int, digits: int, after: int) -> None:
+    text = b"[" * before + b"1" * digits + b"]" * after
+    assert digits_work(text) == (digits**2 if digits > 64 else 0)
+
+
+@given(st.binary(max_size=200), st.integers(0, 300))
+def test_separators_are_counted(some: bytes, times: int) -> None:
+    text = some * times
+    assert separators(text) == sum(text.count(one) for one in (b",", b"[", b"{"))

@@ -199,3 +199,34 @@ async def test_closing_ends_those_who_wait(clock: Clock) -> None:
     turns.close()
     await asyncio.wait({task})
     assert len(turns) == 0
+
+
+async def test_what_is_in_the_middle_goes_on_before_others_of_its_account(clock: Clock) -> None:
+    turns = Turns(asyncio.get_running_loop(), clock)
+    one, other = accounts("one", "other")
+    done: list[str] = []
+
+    async def wait(name: str, account: Account, *, first: bool = False) -> None:
+        await turns.next(account, first=first)
+        clock.now += SLICE / 10
+        done.append(name)
+
+    tasks = [asyncio.ensure_future(wait(name, one)) for name in ("a", "b")]
+    tasks.append(asyncio.ensure_future(wait("other", other)))
+    await asyncio.sleep(0)
+    tasks.append(asyncio.ensure_future(wait("middle", one, first=True)))
+    await asyncio.gather(*tasks)
+    assert done.index("middle") < done.index("b")
+    assert sorted(done) == ["a", "b", "middle", "other"]
+
+
+async def test_rounds_come_when_whoever_shares_the_loop_says_so(clock: Clock) -> None:
+    put_off: list[Any] = []
+    turns = Turns(asyncio.get_running_loop(), clock, put_off.append)
+    (one,) = accounts("one")
+    waiting = asyncio.ensure_future(turns.next(one))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    put_off.pop(0)()
+    await waiting

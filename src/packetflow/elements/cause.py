@@ -62,12 +62,12 @@ class Cause:
         """They are kept no more."""
         self.kept -= size
 
-    def meter(self) -> Meter:
+    def meter(self, most: int = MAX_STEPS) -> Meter:
         """For one piece of evaluation; give it to `settle`."""
         left = self.bounds.evaluation_steps - self.evaluated
-        if left < MAX_STEPS:
+        if left < most:
             return Meter(left, f"evaluation_steps: more than {self.bounds.evaluation_steps:,} in one packet")
-        return Meter()
+        return Meter(most)
 
     def settle(self, meter: Meter) -> None:
         """What was evaluated counts, however it ended."""

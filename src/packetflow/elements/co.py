@@ -272,7 +272,7 @@ class _Asked:
         call.check_steps(len(members))
         # encoded once, whoever it goes to
         await call.turn()
-        data = call.build(step, {"input": None, "prev": None, "results": {}}).data
+        data = (await call.build(step, {"input": None, "prev": None, "results": {}})).data
         raw = data if isinstance(data, msgspec.Raw) else msgspec.Raw(msgspec.json.encode(data))
         ready = msgspec.structs.replace(step, data=raw)
         size = len(raw) + SENT_BYTES
@@ -284,7 +284,7 @@ class _Asked:
                 f"more than {call.principal.rate:g} packets a second: {len(members)} reactors handle {step.key}",
                 details={"retry_after_ms": max(1, int(1000 / call.principal.rate))},
             )
-        return cls(call, members, lambda: call.build(ready, None), size)
+        return cls(call, members, lambda: call.packet(ready, raw), size)
 
     async def send(self, *, listen: bool = True) -> None:
         """Sends all of them. `listen`: what they answer is wanted."""

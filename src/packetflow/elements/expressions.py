@@ -4,7 +4,8 @@ JMESPath has no loops, but it can double a list eight bytes at a time: 107 bytes
 expression print a megabyte, a kilobyte would fill any memory. So everything that
 takes time is counted while it is done, before it is done where it could be long:
 decoding, visits of nodes, cells that are made or looked at, texts by their
-length. A step of evaluation is some 0.2 µs; what cannot be cut has 100,000.
+length. A step of evaluation is some 0.2 µs. At a step now and then whoever
+evaluates may look at the clock, and leave the rest for later (`Meter.look`).
 
 Results of steps stay JSON until an expression needs them: a `View` decodes what an
 expression names, and a reference to a whole result inserts it undecoded.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -23,7 +24,7 @@ from jmespath.parser import Parser
 from jmespath.visitor import Options, TreeInterpreter
 
 from packetflow.errors import InvalidPacket
-from pfcore.scan import digits_work
+from pfcore.scan import digits_work, separators
 
 __all__ = ["Expression", "Meter", "View", "compile_expression", "decoding_cost", "expand", "is_packet", "truth"]
 
@@ -31,7 +32,11 @@ MAX_BYTES = 1024
 MAX_DEPTH = 32
 MAX_NODES = 100_000
 MAX_STEPS = 40_000
-"""Of what cannot be cut: one expression, or all references of one step; some 10 ms at most."""
+"""Of one expression, or all references of one step; some 10 ms at most."""
+MAX_AT_ONCE = 20_000
+"""... where it cannot be cut: in the steps of timers and reactions."""
+BETWEEN = 250
+"""Steps between two looks at the clock: some 50 µs."""
 MAX_TEXT = 1_048_576
 """Characters of any one text that an expression makes."""
 MAX_COMPILED = 65_536
@@ -59,31 +64,50 @@ class _OverBudget(Exception):
 
 
 class Meter:
-    """Steps of evaluation: `left` may be taken, `spent` were. `reason`: why there are no more."""
+    """Steps of evaluation: `left` may be taken, `spent` were. `reason`: why there are no more.
 
-    __slots__ = ("_most", "left", "reason")
+    `look`: called every `BETWEEN` steps; it may return much later.
+    """
+
+    __slots__ = ("_look", "_most", "floor", "left", "reason")
 
     def __init__(self, most: int = MAX_STEPS, reason: str | None = None) -> None:
         self._most = most
+        self._look: Callable[[], object] | None = None
         self.left = most
-        self.reason = reason or f"it takes more than {MAX_STEPS:,} steps of evaluation"
+        self.floor = 0
+        """Below this many left `below` has to be called."""
+        self.reason = reason or f"it takes more than {most:,} steps of evaluation"
 
     @property
     def spent(self) -> int:
         return self._most - max(0, self.left)
 
+    def cut(self, look: Callable[[], object] | None) -> None:
+        """Looks with this from now on."""
+        self._look = look
+        self.floor = max(0, self.left - BETWEEN) if look is not None else 0
+
     def take(self, count: int) -> None:
         """So many more, about to be done."""
         self.left -= count
+        if self.left < self.floor:
+            self.below()
+
+    def below(self) -> None:
+        """It is time for a look, or nothing is left."""
         if self.left < 0:
             raise _OverBudget(self.reason)
+        if self._look is not None:
+            self.floor = max(0, self.left - BETWEEN)
+            self._look()
 
 
 def decoding_cost(data: bytes) -> int:
     """Steps that decoding JSON takes at most."""
     if len(data) < 256:
         return len(data) >> 2
-    cost = (3 * (data.count(b",") + data.count(b"[") + data.count(b"{") + 1) >> 2) + (len(data) >> 7)
+    cost = (3 * (separators(data) + 1) >> 2) + (len(data) >> 7)
     return cost + (digits_work(data) >> DIGITS)
 
 
@@ -193,8 +217,8 @@ class _Interpreter(TreeInterpreter):
     def visit(self, node: Any, *args: Any, **kwargs: Any) -> Any:
         meter = self._meter
         meter.left -= VISIT
-        if meter.left < 0:
-            raise _OverBudget(meter.reason)
+        if meter.left < meter.floor:
+            meter.below()
         # not super's, which keeps its own bound methods: a cycle for each evaluation
         return getattr(self, "visit_" + node["type"])(node, *args, **kwargs)
 
@@ -340,6 +364,8 @@ def compile_expression(text: str, meter: Meter | None = None) -> Expression:
             meter.take(COMPILE * len(text))
         except _OverBudget as error:
             raise InvalidPacket(f"expression {_shown(text)}: {error}") from None
+        if text in _compiled:  # meanwhile, for somebody else
+            return _compiled[text]
     found = _compiled[text] = Expression(text)
     _compiled_size += len(text)
     while _compiled_size > MAX_COMPILED:
@@ -424,7 +450,7 @@ class View:
             if isinstance(found, msgspec.Raw):
                 found = self._decode(found)
             elif path == ("results",) and isinstance(found, dict):
-                found = {name: self._value(("results", name)) for name in found}
+                found = {name: self._value(("results", name)) for name in list(found)}
             self._decoded[path] = found
         return found
 

@@ -14,7 +14,8 @@ from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from packetflow.elements.cause import Cause
-from packetflow.elements.expressions import View, compile_expression, expand
+from packetflow.elements.cut import Cut
+from packetflow.elements.expressions import MAX_AT_ONCE, View, compile_expression, expand
 from packetflow.elements.turns import Turns
 from packetflow.elements.watched import Watched
 from packetflow.errors import (
@@ -75,6 +76,8 @@ CALL_BYTES = 4096
 """What a packet that waits takes besides its data: a task, coroutines, its places in tables."""
 STEP_BYTES = 256
 """What a step in a packet's data takes besides its text."""
+LARGE = 65_536
+"""Bytes of a step's result that are worth a turn of their own."""
 SENT_BYTES = 1024
 """What a step that nobody waits for takes besides its data, until it has ended."""
 RESULT_BYTES = 200
@@ -225,6 +228,7 @@ class Runtime:
         elements: Mapping[str, Element],
         *,
         loop: asyncio.AbstractEventLoop,
+        later: Callable[[Callable[[], object]], object] | None = None,
         bounds: Bounds | None = None,
         store: Callable[[Alarms], Store] | None = None,
         gateway: Principal,
@@ -237,7 +241,7 @@ class Runtime:
         self.bounds = bounds or Bounds()
         self.loop = loop
         self.alarms = Alarms(loop)
-        self.turns = Turns(loop)
+        self.turns = Turns(loop, later=later)
         self.orphans = orphans or Account("links that have gone", ORPHANS)
         """Pays for packets of anonymous links that had gone before they began."""
         self.store: Store = (store or self._memory)(self.alarms)
@@ -574,18 +578,36 @@ class Call:
     # -- expressions
 
     async def evaluate(self, work: Callable[[View], T], context: Mapping[str, Any]) -> T:
-        """What `work` finds in a context, in this packet's turn and within its bounds."""
+        """What `work` finds in a context, a slice at a time in this packet's turns, and within its bounds."""
         await self.turn()
-        return self._evaluate(work, context)
-
-    def _evaluate(self, work: Callable[[View], T], context: Mapping[str, Any]) -> T:
+        turns = self.runtime.turns
         meter = self.cause.meter()
+        view = View(context, meter)
+        cut: Cut[T] = Cut(lambda: work(view))
+        meter.cut(cut.look)
+        try:
+            while not self._measured(cut.go_on):
+                await turns.next(self.account, first=True)
+            return cut.result
+        finally:
+            cut.drop()
+            meter.cut(None)
+            self.cause.settle(meter)
+
+    def _measured(self, work: Callable[[], T]) -> T:
         began = time.perf_counter()
         try:
-            return work(View(context, meter))
+            return work()
+        finally:
+            self.runtime.turns.took(self.account, time.perf_counter() - began)
+
+    def _evaluate(self, work: Callable[[View], T], context: Mapping[str, Any]) -> T:
+        """The same at once, for a piece that is short."""
+        meter = self.cause.meter(MAX_AT_ONCE)
+        try:
+            return self._measured(lambda: work(View(context, meter)))
         finally:
             self.cause.settle(meter)
-            self.runtime.turns.took(self.account, time.perf_counter() - began)
 
     def compile(self, text: str) -> None:
         """Raises `InvalidPacket` for what is no expression."""
@@ -597,11 +619,15 @@ class Call:
         """Counts steps against the bound of the outermost packet."""
         self.cause.step(count)
 
-    def build(self, step: Step, context: Mapping[str, Any] | None, timeout_ms: int | None = None) -> Packet:
-        """The packet of a step, references replaced. `timeout_ms`: instead of what is left of this packet's."""
+    async def build(self, step: Step, context: Mapping[str, Any] | None) -> Packet:
+        """The packet of a step, references replaced."""
         data: Any = step.data
         if context is not None and _refers(bytes(data)):
-            data = self._evaluate(lambda view: expand(view.decode(step.data), view), context)
+            data = await self.evaluate(lambda view: expand(view.decode(step.data), view), context)
+        return self.packet(step, data)
+
+    def packet(self, step: Step, data: Any, timeout_ms: int | None = None) -> Packet:
+        """The packet of a step with this data. `timeout_ms`: instead of what is left of this packet's."""
         left = self.remaining_ms() if timeout_ms is None else timeout_ms
         if left <= 0:
             raise PacketTimeout("the deadline has passed")
@@ -633,7 +659,10 @@ class Call:
 
     def send(self, step: Step, context: Mapping[str, Any] | None, timeout_ms: int) -> None:
         """Submits a step whose outcome nobody waits for; a refusal is logged."""
-        packet = self.build(step, context, timeout_ms)
+        data: Any = step.data
+        if context is not None and _refers(bytes(data)):
+            data = self._evaluate(lambda view: expand(view.decode(step.data), view), context)
+        packet = self.packet(step, data, timeout_ms)
         account = self.account
         size = SENT_BYTES + len(step.data)
         if not account.charge(size):
@@ -658,7 +687,7 @@ class Call:
         turns = self.runtime.turns
         if turns.spent(self.account):
             await turns.next(self.account)
-        packet = self.build(step, context)
+        packet = await self.build(step, context)
         reply = self.submit(packet)
         self.begun += 1
         try:
@@ -669,8 +698,11 @@ class Call:
             raise
         finally:
             self.runtime.nests.pop(packet.id, None)
-        if not result.ok and (result.error or {}).get("code") in NEVER_RAN:
-            self.begun -= 1
+        if not result.ok:
+            if (result.error or {}).get("code") in NEVER_RAN:
+                self.begun -= 1
+        elif len(result.data) > LARGE:
+            await self.turn()  # as in `step`
         return result
 
     async def step(self, step: Step, context: Mapping[str, Any] | None, place: int | str) -> msgspec.Raw:
@@ -680,7 +712,10 @@ class Call:
         if turns.spent(self.account):
             await turns.next(self.account)
         try:
-            packet = self.build(step, context)
+            data: Any = step.data
+            if context is not None and _refers(bytes(data)):
+                data = await self.evaluate(lambda view: expand(view.decode(step.data), view), context)
+            packet = self.packet(step, data)
             reply = self.submit(packet)
             self.begun += 1
             try:
@@ -694,8 +729,11 @@ class Call:
         except PacketFlowError as error:
             raise step_failed(step, place, error.code, error.message, error.details) from None
         if result.ok:
-            data: msgspec.Raw = result.data
-            return data
+            found: msgspec.Raw = result.data
+            if len(found) > LARGE:
+                # those of many packets come together: what each does with it next takes time of its own
+                await self.turn()
+            return found
         failed = result.error or {}
         if failed.get("code") in NEVER_RAN:
             self.begun -= 1

@@ -124,11 +124,17 @@ class _Queue:
 class Turns:
     """Who works when."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float] = time.perf_counter,
+        later: Callable[[Callable[[], object]], object] | None = None,
+    ) -> None:
         self._loop = loop
         self._clock = clock
+        self._later = later or loop.call_soon
         self._ends = 0.0  # of the present slice; meaningful while a round is scheduled
-        self._round: asyncio.Handle | None = None
+        self._scheduled = False  # a round is
         self._queues: dict[Account, _Queue] = {}
         self._order: list[tuple[float, int, _Queue]] = []
         self._numbers = itertools.count()
@@ -149,16 +155,20 @@ class Turns:
         if self._queues or (self._resting and self._resting.get(account, 0) > self._rounds):
             return True
         now = self._clock()
-        if self._round is None:
+        if not self._scheduled:
             self._ends = now + SLICE
-            self._round = self._loop.call_soon(self._serve)
+            self._schedule()
             return False
         return now >= self._ends
 
-    async def next(self, account: Account) -> None:
-        """Returns when it is this account's turn."""
+    async def next(self, account: Account, *, first: bool = False) -> None:
+        """Returns when it is this account's turn. `first`: before all others of this account.
+
+        What is in the middle of a piece of work goes on first: as long as it waits,
+        nothing of its account begins another, so one account has one of them.
+        """
         turn = Turn(self._loop)
-        self._enter(account, turn)
+        self._enter(account, turn, first)
         await turn
 
     def when(self, account: Account, work: Callable[[], object]) -> None:
@@ -183,9 +193,6 @@ class Turns:
     def close(self) -> None:
         """Nobody's turn comes any more."""
         self._closed = True
-        if self._round is not None:
-            self._round.cancel()
-            self._round = None
         for queue in self._queues.values():
             for one in queue.waiting:
                 if isinstance(one, Turn):
@@ -193,7 +200,7 @@ class Turns:
         self._queues.clear()
         self._order.clear()
 
-    def _enter(self, account: Account, one: Turn | Callable[[], object]) -> None:
+    def _enter(self, account: Account, one: Turn | Callable[[], object], first: bool = False) -> None:
         queue = self._queues.get(account)
         if queue is None:
             if not self._queues:
@@ -204,25 +211,33 @@ class Turns:
             queue = _Queue(account, max(self._had, self._debts.pop(account, 0.0)))
             self._queues[account] = queue
             heapq.heappush(self._order, (queue.had, next(self._numbers), queue))
-        queue.waiting.append(one)
-        if self._round is None and not self._closed:
+        if first:
+            queue.waiting.appendleft(one)
+        else:
+            queue.waiting.append(one)
+        if not self._scheduled:
             self._ends = self._clock() + SLICE
-            self._round = self._loop.call_soon(self._serve)
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._closed:
+            self._scheduled = True
+            self._later(self._serve)
 
     def _serve(self) -> None:
         """A round: one slice of work, then the rest of the loop."""
-        self._round = None
+        self._scheduled = False
         self._rounds += 1
         if self._resting:
             self._resting = {account: until for account, until in self._resting.items() if until > self._rounds}
             if not self._order:
-                self._round = self._loop.call_soon(self._serve)
+                self._schedule()
         if not self._order:
             return
         resting: list[tuple[float, int, _Queue]] = []
         now = self._clock()
         self._ends = now + SLICE
-        self._round = self._loop.call_soon(self._serve)
+        self._schedule()
         while self._order and now < self._ends:
             had, _, queue = self._order[0]
             if queue.account in self._resting:

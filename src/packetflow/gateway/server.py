@@ -263,14 +263,14 @@ class Gateway(HandlerRegistry, Toolbox):
             raise RuntimeError("start: the gateway has been started already")
         prepare()
         loop = self._loop = asyncio.get_running_loop()
-        self._sharing = Sharing(loop)
+        sharing = self._sharing = Sharing(loop)
         # a task of its own, so that `stop` can end it without touching the caller's
         starting = self._starting = loop.create_task(self._listen())
         try:
-            self._dispatcher.start(loop)
+            self._dispatcher.start(loop, sharing.later)
             self._switch.start(time.monotonic_ns())
-            self._inside.open(loop, self._sharing)
-            self._open_elements(loop)
+            self._inside.open(loop, sharing)
+            self._open_elements(loop, sharing)
             self.supervisor.open()
             await asyncio.wait({starting})
             if starting.cancelled():
@@ -311,13 +311,14 @@ class Gateway(HandlerRegistry, Toolbox):
         self._endpoint = Endpoint(self._endpoint.host, port, self._endpoint.path, self._endpoint.secure)
         self._switch.handlers_changed()
 
-    def _open_elements(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _open_elements(self, loop: asyncio.AbstractEventLoop, sharing: Sharing) -> None:
         if self._bounds is None:
             return
         self._elements = Runtime(
             self._inside,
             STANDARD,
             loop=loop,
+            later=sharing.later,
             bounds=self._bounds,
             gateway=self._inside.gateway,
             admin=Admin(self),
