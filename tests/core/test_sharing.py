@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from typing import Any
 
@@ -46,7 +47,7 @@ async def test_what_takes_long_has_an_iteration_for_itself() -> None:
     while log.count("long") < 3:
         await asyncio.sleep(0)
     # however long each of them takes, and whatever the machine does meanwhile: never two at once
-    assert all(one != "long" or next_one != "long" for one, next_one in zip(log, log[1:], strict=False))
+    assert all(one != "long" or next_one != "long" for one, next_one in itertools.pairwise(log))
 
 
 async def test_what_is_put_off_again_meanwhile_waits_for_the_next_iteration() -> None:
