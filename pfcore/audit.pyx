@@ -252,7 +252,9 @@ cdef int _check_state(Switch switch, Flight flight, object label, list wrong) ex
         wrong.append(f"{label}: its place in a queue and its state do not agree")
     if (flight.job is not None) != (flight.state == FlightState.LOCAL):
         wrong.append(f"{label}: its job and its state do not agree")
-    if bool(flight.needs) != (flight.state == FlightState.WAITING):
+    if bool(flight.needs) != (flight.state == FlightState.WAITING) and not (
+            # the last of them has ended, and its turn has not come yet
+            flight.state == FlightState.WAITING and (flight, flight.seq) in [entry[:2] for entry in switch.ready]):
         wrong.append(f"{label}: needs {flight.needs}")
     if flight.state == FlightState.SENT and flight.target is not None:
         if not _lives(switch, flight.target):

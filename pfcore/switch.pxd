@@ -70,6 +70,7 @@ cdef class Switch(Acceptor):
         object unwanted          # deque of (principal number, ids, Flight): still in `awaited`, but waits no longer
         Py_ssize_t swept         # entries taken off `awaited` since `advance` last had a turn
         object ready             # deque of (Flight, seq, failed id or None): what they waited for has ended
+        Py_ssize_t begun             # packets that were started, or failed, by what they depend on since `advance`
         bint starting
         list pool                # Flight objects to be used again
         list dirty               # members with output

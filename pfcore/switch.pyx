@@ -1992,15 +1992,14 @@ cdef class Switch(Acceptor):
         return self._start_ready(now)
 
     cdef int _start_ready(self, int64_t now) except -1:
-        """A loop, not a recursion: a chain of dependencies may be long."""
+        """A loop, not a recursion: a chain of dependencies may be long. So many until `advance` is called again."""
         cdef Flight flight
-        cdef int count = 0
         if self.starting:
             return 0
         self.starting = True
         try:
-            while self.ready and count < AT_ONCE:
-                count += 1
+            while self.ready and self.begun < AT_ONCE:
+                self.begun += 1
                 flight, seq, failed = self.ready.popleft()
                 if flight.seq != seq or flight.state != FlightState.WAITING:
                     continue
@@ -2065,6 +2064,7 @@ cdef class Switch(Acceptor):
         self.now = now
         self.in_batch = True
         self.armed = -1
+        self.begun = 0
         self.dispatcher.begin_batch(now)
         try:
             slot = self.table.due(now)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from packetflow.conformance.wire import messages
 from pfcore import clock
 from pfcore.audit import audit
+from pfcore.budget import Account
 from pfcore.dispatch import Dispatcher, Handler
 from pfcore.engine import Engine
 from pfcore.flights import Principal
@@ -102,10 +103,20 @@ class Simulation:
         tasks = asyncio.all_tasks(self.loop) if self.loop is not None else ()
         assert audit(self.switch, tasks=tasks, at_rest=at_rest) == []
 
-    def join(self, handles: list[str] | None = None, principal: int = 2, window: int = 4096) -> int:
+    def join(
+        self,
+        handles: list[str] | None = None,
+        principal: int = 2,
+        window: int = 4096,
+        anonymous: tuple[Account, Account] | None = None,
+    ) -> int:
+        """`anonymous`: what pays for the link, and for what outlives it; then it is nobody's."""
         self.count += 1
         engine = Engine(client=False, acceptor=self.switch, on_heartbeat=self.switch.update, window=window)
-        self.switch.admit(engine, Principal(f"p{principal}", principal, 1), handles)
+        if anonymous is None:
+            self.switch.admit(engine, Principal(f"p{principal}", principal, 1), handles)
+        else:
+            self.switch.admit(engine, Principal("anonymous", 0, 0, stored=anonymous[1]), handles, anonymous[0])
         engine.connected(self.now)
         self.switch.join(engine)
         self.links[self.count] = engine
@@ -461,3 +472,58 @@ def test_a_link_with_many_packets_ends_in_slices_and_none_is_left() -> None:
     assert sim.switch.in_flight == 0
     assert {answer["payload"]["error"]["code"] for answer in sim.answers[other]} == {"PF502"}
     assert len(sim.answers[other]) == 60
+
+
+def test_packets_that_waited_for_an_answer_are_tried_so_many_at_a_time() -> None:
+    sim = Simulation()
+    client, asked = sim.join(["df:nothing"]), sim.join()
+    sim.pass_time(0.1)
+    (question,) = sim.work[asked]
+    for n in range(200):
+        sim.submit(client, f"p{n}", timeout_ms=20_000)
+    assert sim.work[asked] == [question]
+    sim.answer(asked, question, "PF001")
+    assert 0 < len(sim.work[asked]) - 1 < 200 - 1
+    sim.audit()
+    for _ in range(10):
+        sim.pass_time(0)
+        sim.audit()
+    assert len(sim.work[asked]) == 201  # within the window
+
+
+def test_a_link_whose_packets_many_wait_for_ends_in_slices() -> None:
+    """What waits for a packet is looked at when it ends: that counts, too."""
+    sim = Simulation()
+    client, _ = sim.join(["df:nothing"]), sim.join(["df:work"])
+    for n in range(2000):
+        sim.submit(client, f"p{n}", timeout_ms=60_000, dependencies=[f"p{n + k}" for k in range(1, 33)])
+    assert sim.switch.in_flight == 2000
+    sim.leave(client)
+    sim.pass_time(0)
+    assert sim.switch.in_flight > 1000
+    sim.audit()
+    for _ in range(60):
+        sim.pass_time(0)
+    sim.audit(at_rest=True)
+    assert sim.switch.in_flight == 0
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_what_outlives_an_anonymous_link_counts_against_all_of_them(room: bool) -> None:
+    sim = Simulation()
+    stored = Account("anonymous", 1_000_000 if room else 100)
+    own = Account("a link", 1_000_000)
+    client = sim.join(["df:nothing"], anonymous=(own, stored))
+    worker = sim.join(["df:work"])
+    sim.submit(client, "kept", metadata={"retry": 2}, timeout_ms=20_000)
+    sim.submit(client, "plain", timeout_ms=20_000)
+    assert own.held > 0
+    assert stored.held == 0
+    sim.leave(client)
+    assert own.held == 0
+    assert sim.switch.in_flight == room
+    assert (stored.held > 0) == room
+    for message in sim.work[worker]:
+        sim.answer(worker, message)
+    sim.audit(at_rest=True)
+    assert stored.held == 0
