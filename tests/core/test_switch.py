@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -236,17 +237,24 @@ STEP = st.one_of(
 )  # fmt: skip
 
 
-def play(steps: list[tuple[Any, ...]]) -> None:
-    """Runs a script; in the end every submit of a link that stayed has its one answer, or was cancelled."""
+@contextlib.contextmanager
+def with_a_loop() -> Iterator[Simulation]:
+    """A simulation whose handlers may suspend."""
     loop = SimulatedLoop()
     with simulated_time(stride=0):
         try:
-            play_in(Simulation(loop), steps)
+            yield Simulation(loop)
         finally:
             for task in asyncio.all_tasks(loop):
                 task.cancel()
             loop.settle()
             loop.close()
+
+
+def play(steps: list[tuple[Any, ...]]) -> None:
+    """Runs a script; in the end every submit of a link that stayed has its one answer, or was cancelled."""
+    with with_a_loop() as sim:
+        play_in(sim, steps)
 
 
 def play_in(sim: Simulation, steps: list[tuple[Any, ...]]) -> None:
@@ -527,3 +535,21 @@ def test_what_outlives_an_anonymous_link_counts_against_all_of_them(room: bool) 
         sim.answer(worker, message)
     sim.audit(at_rest=True)
     assert stored.held == 0
+
+
+def test_what_waited_does_not_begin_once_its_account_holds_too_much() -> None:
+    with with_a_loop() as sim:
+        own = Account("a link", 100_000)
+        client = sim.join(["df:nothing"], anonymous=(own, Account("anonymous", 1_000_000)))
+        for n in range(4):
+            sim.submit(client, f"p{n}", element="later")
+        assert (len(sim.suspended), sim.dispatcher.queued) == (3, 1)
+        own.insist(100_000)
+        sim.resume(0, "return")
+        refused = [answer for answer in sim.answers[client] if answer["payload"]["status"] == "error"]
+        assert [answer["payload"]["error"]["code"] for answer in refused] == ["PF429"]
+        own.release(100_000)
+        while sim.suspended:
+            sim.resume(0, "return")
+        sim.audit(at_rest=True)
+        assert own.held == 0
