@@ -15,11 +15,7 @@
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy, strlen
 
-cdef extern from "bytes_ops.h" nogil:
-    const unsigned char* pf_escape_run(const unsigned char* p, const unsigned char* end) noexcept
-    void pf_mask(unsigned char* p, size_t n, const unsigned char* key) noexcept
-    int PF_LONGEST_INT
-    int pf_write_int(unsigned char* at, int64_t value) noexcept
+from pfcore.bytes_ops cimport PF_LONGEST_INT, pf_write_int
 
 cdef enum Opcode:
     OP_TEXT = 0x1

@@ -6,6 +6,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memmove
 
+from pfcore.bytes_ops cimport pf_escape_run, pf_mask
 from pfcore.ids cimport write_mask_key
 
 __all__ = ["OutputBuffer"]

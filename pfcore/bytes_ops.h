@@ -163,6 +163,13 @@ pf_count_openers(const unsigned char *p, const unsigned char *end, ptrdiff_t eno
     return found;
 }
 
+/* The line of memory at p will be used soon. */
+#if defined(__GNUC__) || defined(__clang__)
+#define PF_PREFETCH(p) __builtin_prefetch(p)
+#else
+#define PF_PREFETCH(p) ((void)(p))
+#endif
+
 #define PF_LONGEST_INT 20
 
 /* A decimal integer, at most PF_LONGEST_INT bytes; how many. Two digits at a time: a division takes long. */

@@ -7,29 +7,13 @@ from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uintptr_t
 
+from pfcore.cpythonx cimport pf_next, pf_own
 from pfcore.packets cimport Packet, check_address, check_priority, check_timeout, packet_address, packet_from
 from pfcore.writer cimport encode_extra
 from pfcore.link cimport Link
 from pfcore.reply cimport Want
 
 from pfcore.errors import exception_for
-
-cdef extern from "Python.h":
-    object PyIter_Next(object iterator)
-    PyObject* PyErr_Occurred() noexcept
-
-cdef extern from *:
-    """
-    static PyObject *pf_next(PyObject *iterator) {
-        PyObject *item = Py_TYPE(iterator)->tp_iternext(iterator);
-        if (item == NULL && PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_StopIteration))
-            PyErr_Clear();
-        return item;
-    }
-    static PyObject *pf_own(PyObject *item) { return item; }
-    """
-    PyObject* pf_next(object iterator) except? NULL
-    object pf_own(PyObject* item)        # takes over a reference that we own
 
 __all__ = ["PacketMap", "Submitter"]
 

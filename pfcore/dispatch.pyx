@@ -10,6 +10,26 @@ from cpython.object cimport PyObject, Py_EQ, PyObject_RichCompareBool
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
+from pfcore.bytes_ops cimport pf_count_openers, pf_count_values
+from pfcore.cpythonx cimport (
+    pf_is_awaitable,
+    pf_own,
+    pf_restore,
+    pf_set_am_send,
+    pf_take_error,
+    Py_None,
+    Py_REFCNT,
+    PyContext_Copy,
+    PyContext_CopyCurrent,
+    PyContext_Enter,
+    PyContext_Exit,
+    PyCoro_CheckExact,
+    PYGEN_ERROR,
+    PYGEN_NEXT,
+    PYGEN_RETURN,
+    PyIter_Send,
+    PySendResult,
+)
 from pfcore.budget cimport Account, shared_room
 from pfcore.clock cimport monotonic_ns as pf_monotonic_ns
 from pfcore.engine cimport Acceptor, Engine
@@ -24,62 +44,6 @@ from pfcore.scan cimport Kind, Span
 import msgspec
 
 from pfcore.errors import PacketFlowError
-
-cdef extern from "bytes_ops.h" nogil:
-    Py_ssize_t pf_count_openers(const unsigned char* p, const unsigned char* end, Py_ssize_t enough) noexcept
-    Py_ssize_t pf_count_values(const unsigned char* p, const unsigned char* end) noexcept
-
-cdef extern from "Python.h":
-    ctypedef enum PySendResult:
-        PYGEN_RETURN
-        PYGEN_ERROR
-        PYGEN_NEXT
-    PySendResult PyIter_Send(PyObject* iterator, PyObject* value, PyObject** result) noexcept
-    bint PyCoro_CheckExact(object value) noexcept
-    object PyContext_CopyCurrent()
-    object PyContext_Copy(object context)
-    int PyContext_Enter(object context) except -1
-    int PyContext_Exit(object context) except -1
-    Py_ssize_t Py_REFCNT(PyObject* value) noexcept
-    PyObject* Py_None
-    void Py_XDECREF(PyObject* value) noexcept
-
-cdef extern from *:
-    """
-    /* The pending exception as an object, the indicator cleared. */
-    static PyObject *pf_take_error(void) {
-    #if PY_VERSION_HEX >= 0x030C0000
-        return PyErr_GetRaisedException();
-    #else
-        PyObject *type, *value, *trace;
-        PyErr_Fetch(&type, &value, &trace);
-        PyErr_NormalizeException(&type, &value, &trace);
-        if (trace) PyException_SetTraceback(value, trace);
-        Py_XDECREF(type);
-        Py_XDECREF(trace);
-        return value;
-    #endif
-    }
-    static PyObject *pf_steal(PyObject *value) { return value; }
-    static int pf_is_awaitable(PyObject *value) {
-        PyAsyncMethods *methods = Py_TYPE(value)->tp_as_async;
-        return methods != NULL && methods->am_await != NULL;
-    }
-    """
-    object pf_take_error()
-    object pf_steal(PyObject* value)     # takes over a reference that we own
-    bint pf_is_awaitable(object value) noexcept
-
-cdef extern from *:
-    """
-    static void pf_restore(PyObject *error) { PyErr_SetObject((PyObject *)Py_TYPE(error), error); }
-    /* Cython has no am_send slot of its own; through it a task steps us without StopIteration. */
-    static void pf_set_am_send(PyObject *type, PySendResult (*send)(PyObject *, PyObject *, PyObject **)) {
-        ((PyTypeObject *)type)->tp_as_async->am_send = send;
-    }
-    """
-    void pf_restore(object error) noexcept
-    void pf_set_am_send(object kind, PySendResult (*send)(PyObject*, PyObject*, PyObject**) noexcept) noexcept
 
 __all__ = ["Dispatcher", "Handler"]
 
@@ -183,10 +147,10 @@ cdef class Worker:
     def send(self, value):
         cdef PyObject* out = NULL
         if _worker_send(<PyObject*>self, <PyObject*>value, &out) == PYGEN_NEXT:
-            return pf_steal(out)
+            return pf_own(out)
         if out == NULL:
             raise pf_take_error()
-        raise StopIteration(pf_steal(out))
+        raise StopIteration(pf_own(out))
 
     cdef object step(self, object value):
         """What the handler yields next, or `_ENDED`."""
@@ -212,9 +176,9 @@ cdef class Worker:
         if pf_monotonic_ns() - began > SLOW and self.job is not None:
             self.dispatcher._tell_slow(self.job.handler, pf_monotonic_ns() - began)
         if status == PYGEN_NEXT:
-            return pf_steal(out)
+            return pf_own(out)
         if status == PYGEN_RETURN:
-            return self._finished(pf_steal(out), None)
+            return self._finished(pf_own(out), None)
         return self._finished(None, raised)
 
     def throw(self, kind, value=None, traceback=None):
@@ -834,7 +798,7 @@ cdef class Dispatcher(Acceptor):
                 if status == PYGEN_ERROR:
                     error = pf_take_error()
                 else:
-                    value = pf_steal(out)
+                    value = pf_own(out)
                     suspended = status == PYGEN_NEXT
         except BaseException as raised:
             error = raised

@@ -12,6 +12,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.long cimport PyLong_FromLongLong
 from libc.stdint cimport int64_t
 
+from pfcore.cpythonx cimport PyLong_AsLongLongAndOverflow, PyUnicode_AsUTF8AndSize
 from pfcore.buffers cimport OutputBuffer
 from pfcore.packets cimport (
     Message,
@@ -27,10 +28,6 @@ from pfcore.packets cimport (
 )
 from pfcore.reader cimport DEFAULT_DEPTH, F_DATA, F_ERROR, FrameReader, MessageType
 from pfcore.writer cimport encode_extra, encode_value, put_failure, put_result, put_submit, put_value
-
-cdef extern from "Python.h":
-    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
-    int64_t PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
 
 __all__ = ["MAX_SEQ", "decode_message", "encode_message", "scan_repeatedly"]
 

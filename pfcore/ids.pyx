@@ -7,8 +7,7 @@ from cpython.unicode cimport PyUnicode_DecodeASCII
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 from libc.string cimport memcpy
 
-cdef extern from "bytes_ops.h" nogil:
-    uint64_t pf_siphash13(const unsigned char* p, size_t n, uint64_t k0, uint64_t k1) noexcept
+from pfcore.bytes_ops cimport pf_siphash13
 
 __all__ = ["new_id", "siphash13"]
 

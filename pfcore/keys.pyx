@@ -6,15 +6,13 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp
 
+from pfcore.bytes_ops cimport pf_hash
 from pfcore.ids cimport hash_key
 from pfcore.packets cimport check_address
 from pfcore.reader cimport F_DATA, F_METADATA, FrameReader, decode_span, find_key, group_index
 from pfcore.scan cimport Kind, Span, unescape
 
 import msgspec
-
-cdef extern from "bytes_ops.h" nogil:
-    uint64_t pf_hash(const unsigned char* p, size_t n, uint64_t key) noexcept
 
 __all__ = ["KeyTable", "Keyed"]
 

@@ -6,20 +6,8 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
 
+from pfcore.bytes_ops cimport pf_hash, pf_prefetch
 from pfcore.ids cimport hash_key
-
-cdef extern from "bytes_ops.h" nogil:
-    uint64_t pf_hash(const unsigned char* p, size_t n, uint64_t key) noexcept
-
-cdef extern from *:
-    """
-    #if defined(__GNUC__) || defined(__clang__)
-    #define PF_PREFETCH(p) __builtin_prefetch(p)
-    #else
-    #define PF_PREFETCH(p) ((void)(p))
-    #endif
-    """
-    void PF_PREFETCH(const void* p) noexcept nogil
 
 __all__ = ["Ledger"]
 
@@ -123,7 +111,7 @@ cdef class Ledger:
     cdef uint32_t expect(self, int32_t principal, const unsigned char* packet_id, Py_ssize_t n) noexcept:
         cdef uint32_t tag = <uint32_t>pf_hash(packet_id, <size_t>n, self.key + <uint64_t>principal)
         if self.index != NULL:
-            PF_PREFETCH(&self.index[tag & self.mask])
+            pf_prefetch(&self.index[tag & self.mask])
         return tag
 
     cdef int record(self, uint32_t tag, int32_t principal, const unsigned char* packet_id, Py_ssize_t n,
@@ -163,16 +151,16 @@ cdef class Ledger:
             memcpy(self.bytes + start % self.room, payload, <size_t>length)
             self.written = start + length
             outcome.offset = start
-            PF_PREFETCH(self.bytes + (start + 4 * length) % self.room)
+            pf_prefetch(self.bytes + (start + 4 * length) % self.room)
         self._enter(outcome.tag, place)
         self.count += 1
         self.at = place + 1
         # the ring is larger than the cache: ask early for what is to be forgotten and overwritten next
         if self.at + 4 < self.capacity:
-            PF_PREFETCH(&self.outcomes[self.at + 4])
-            PF_PREFETCH(<unsigned char*>&self.outcomes[self.at + 4] + 64)
+            pf_prefetch(&self.outcomes[self.at + 4])
+            pf_prefetch(<unsigned char*>&self.outcomes[self.at + 4] + 64)
             if self.outcomes[self.at].ended != 0:
-                PF_PREFETCH(&self.index[self.outcomes[self.at].tag & self.mask])
+                pf_prefetch(&self.index[self.outcomes[self.at].tag & self.mask])
         return 0
 
     cdef Outcome* find(self, uint32_t tag, int32_t principal, const unsigned char* packet_id, Py_ssize_t n,

@@ -18,11 +18,11 @@ from libc.string cimport memcpy
 from picows.picows cimport WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
 from pfcore.budget cimport Account
+from pfcore.bytes_ops cimport pf_utf8_valid
 from pfcore.clock cimport monotonic_ns as pf_monotonic_ns
 from pfcore.buffers cimport OP_BINARY, OP_CLOSE, OP_TEXT, OutputBuffer
 from pfcore.engine cimport Engine, EngineState
 from pfcore.reply cimport Reply
-from pfcore.scan cimport pf_utf8_valid
 
 __all__ = ["PICOWS_VERSION", "Gate", "Link", "MessageLink", "Sharing", "connect"]
 

@@ -7,6 +7,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
+from pfcore.cpythonx cimport PyLong_AsLongLongAndOverflow, PyUnicode_AsUTF8AndSize
 from pfcore.ids cimport ID_LENGTH, write_id
 from pfcore.reader cimport (
     DEFAULT_PRIORITY,
@@ -29,10 +30,6 @@ from pfcore.scan cimport Kind, Span
 
 from pfcore.errors import InvalidPacket
 from pfcore.reader import GROUP_CODES
-
-cdef extern from "Python.h":
-    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
-    int64_t PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
 
 __all__ = [
     "MAX_ELEMENT_LENGTH",

@@ -7,11 +7,8 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
 
+from pfcore.bytes_ops cimport pf_ctz64, pf_hash
 from pfcore.ids cimport hash_key
-
-cdef extern from "bytes_ops.h" nogil:
-    uint64_t pf_hash(const unsigned char* p, size_t n, uint64_t key) noexcept
-    int pf_ctz64(uint64_t x) noexcept
 
 __all__ = ["PendingFull", "PendingTable"]
 

@@ -13,12 +13,13 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
+from pfcore.bytes_ops cimport pf_string_run
+from pfcore.cpythonx cimport PyUnicode_DATA, PyUnicode_New
 from pfcore.scan cimport (
     Cursor,
     Kind,
     Span,
     begin_scan,
-    pf_string_run,
     scan_end,
     scan_fail,
     scan_string,
@@ -29,10 +30,6 @@ from pfcore.scan cimport (
 )
 
 from pfcore.errors import InvalidPacket
-
-cdef extern from "Python.h":
-    object PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
-    void* PyUnicode_DATA(object text) noexcept
 
 __all__ = ["GROUP_CODES"]
 

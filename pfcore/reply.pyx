@@ -6,51 +6,22 @@ cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 
+from pfcore.cpythonx cimport (
+    pf_is_wakeup,
+    pf_restore,
+    pf_set_am_send,
+    PyContext_Enter,
+    PyContext_Exit,
+    PYGEN_ERROR,
+    PYGEN_NEXT,
+    PYGEN_RETURN,
+    PySendResult,
+)
 from pfcore.packets cimport Result
 
 from pfcore.errors import exception_for
 
 __all__ = ["Reply"]
-
-cdef extern from "Python.h":
-    int PyContext_Enter(object context) except -1
-    int PyContext_Exit(object context) except -1
-    ctypedef enum PySendResult:
-        PYGEN_RETURN
-        PYGEN_ERROR
-        PYGEN_NEXT
-
-cdef extern from *:
-    """
-    /* Cython has no am_send slot of its own. With it an awaiting coroutine gets
-     * the value without a StopIteration being made and thrown away. */
-    static void pf_set_am_send(PyObject *type, PySendResult (*send)(PyObject *, PyObject *, PyObject **)) {
-        ((PyTypeObject *)type)->tp_as_async->am_send = send;
-    }
-    """
-    void pf_set_am_send(object kind, PySendResult (*send)(PyObject*, PyObject*, PyObject**) noexcept) noexcept
-
-cdef extern from *:
-    """
-    #include <string.h>
-    /* Is this the wake-up that asyncio's C Task registers: its (task_)wakeup bound to an exact Task? */
-    static int pf_is_wakeup(PyObject *callback, PyObject *task_type) {
-        static PyCFunction known = NULL;
-        PyObject *self;
-        if (!PyCFunction_CheckExact(callback))
-            return 0;
-        self = PyCFunction_GET_SELF(callback);
-        if (self == NULL || (PyObject *)Py_TYPE(self) != task_type)
-            return 0;
-        if (PyCFunction_GET_FUNCTION(callback) == known)
-            return 1;
-        if (strstr(((PyCFunctionObject *)callback)->m_ml->ml_name, "wakeup") == NULL)
-            return 0;
-        known = PyCFunction_GET_FUNCTION(callback);
-        return 1;
-    }
-    """
-    bint pf_is_wakeup(object callback, object task_type) noexcept
 
 cdef object _Future = asyncio.Future
 cdef object _Task = asyncio.Task
@@ -330,13 +301,6 @@ cdef PySendResult _send(Reply self, PyObject** out) noexcept:
     out[0] = <PyObject*>value
     Py_INCREF(value)
     return PYGEN_RETURN
-
-
-cdef extern from *:
-    """
-    static void pf_restore(PyObject *error) { PyErr_SetObject((PyObject *)Py_TYPE(error), error); }
-    """
-    void pf_restore(object error) noexcept
 
 
 cdef void _restore(object error) noexcept:

@@ -13,13 +13,6 @@
 
 from libc.stdint cimport int64_t, uint8_t
 
-cdef extern from "bytes_ops.h" nogil:
-    const unsigned char* pf_string_run(const unsigned char* p, const unsigned char* end) noexcept
-    int pf_utf8_sequence(const unsigned char* p, const unsigned char* end) noexcept
-    bint pf_utf8_valid(const unsigned char* p, const unsigned char* end) noexcept
-    Py_ssize_t pf_count_separators(const unsigned char* p, const unsigned char* end) noexcept
-    Py_ssize_t pf_count_openers(const unsigned char* p, const unsigned char* end, Py_ssize_t enough) noexcept
-
 cdef struct Cursor:
     const unsigned char* p       # next byte to read
     const unsigned char* end     # one past the last byte; borrowed, as is `start`

@@ -10,6 +10,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.string cimport memcmp
 
+from pfcore.bytes_ops cimport pf_count_separators, pf_string_run, pf_utf8_sequence
+
 __all__ = ["digits_work", "separators", "validate"]
 
 cdef enum:
@@ -517,7 +519,7 @@ cdef bint _has_long_run(const unsigned char* p, const unsigned char* end) noexce
     while at < end:
         if _is_digit(at[0]):
             first = last = at
-            while first > p and _is_digit(first[-1]) and at - first <= LONG_INTEGER:
+            while first > p and _is_digit((first - 1)[0]) and at - first <= LONG_INTEGER:
                 first -= 1
             while last < end and _is_digit(last[0]) and last - first <= LONG_INTEGER:
                 last += 1

@@ -9,6 +9,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
+from pfcore.bytes_ops cimport pf_fingerprint
 from pfcore.budget cimport Account, Budget, shared_room
 from pfcore.buffers cimport OP_TEXT, OutputBuffer
 from pfcore.dispatch cimport Handler, Job
@@ -61,9 +62,6 @@ from pfcore.writer cimport (
 )
 
 from pfcore.pending import PendingFull
-
-cdef extern from "bytes_ops.h" nogil:
-    uint64_t pf_fingerprint(const unsigned char* p, size_t n, uint64_t key) noexcept
 
 __all__ = ["Switch"]
 

@@ -7,6 +7,8 @@ from cpython.object cimport PyObject
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t
 
+from pfcore.bytes_ops cimport pf_contains_null, pf_count_openers
+from pfcore.cpythonx cimport PyDict_Next, PyLong_AsLongLongAndOverflow, PyUnicode_AsUTF8AndSize
 from pfcore.buffers cimport OutputBuffer
 from pfcore.packets cimport Packet
 from pfcore.reader cimport (
@@ -22,17 +24,9 @@ from pfcore.reader cimport (
     find_key,
     group_code,
 )
-from pfcore.scan cimport Cursor, Kind, Span, begin_scan, pf_count_openers, scan_end, scan_value, skip_space
+from pfcore.scan cimport Cursor, Kind, Span, begin_scan, scan_end, scan_value, skip_space
 
 from pfcore.errors import InvalidPacket
-
-cdef extern from "Python.h":
-    bint PyDict_Next(object mapping, Py_ssize_t* at, PyObject** key, PyObject** value) noexcept
-    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
-    int64_t PyLong_AsLongLongAndOverflow(object value, int* overflow) except? -1
-
-cdef extern from "bytes_ops.h" nogil:
-    bint pf_contains_null(const unsigned char* p, const unsigned char* end) noexcept
 
 __all__ = []
 

@@ -38,7 +38,10 @@ def test_python_snippets(source: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", blocks("console"))
 def test_shell_sessions(source: str, tmp_path: Path) -> None:
     """Lines after "$ " are commands (a here-document goes on to its end); all must succeed."""
-    script = "set -e\n" + "\n".join(line.removeprefix("$ ") for line in source.splitlines())
+    # the second that a gateway has to start is not enough on a busy machine
+    script = "set -e\nsleep() { command sleep 2; }\n" + "\n".join(
+        line.removeprefix("$ ") for line in source.splitlines()
+    )
     script += "\nkill %1 2>/dev/null || true\nwait\n"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(["bash", "-m", "-c", script], capture_output=True, text=True, timeout=50, cwd=tmp_path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,8 @@ def test_every_core_module_is_compiled(module: str) -> None:
 
 
 ORDER = [
+    "bytes_ops",
+    "cpythonx",
     "errors",
     "clock",
     "scan",
@@ -122,6 +125,22 @@ def test_imports_point_one_way() -> None:
                     assert top != "picows" or module == "link", f"{path.name} knows picows"
                     assert top != "asyncio" or module in ("reply", "dispatch"), f"{path.name} knows asyncio"
                     assert top != "time" or module in ("link", "loopback"), f"{path.name} reads a clock"
+
+
+@pytest.mark.skipif(not (ROOT / "pfcore").exists(), reason="an installed wheel has no sources to look at")
+def test_each_foreign_function_is_declared_once() -> None:
+    declaration = re.compile(r"^cdef extern from (.*?):\n(?=    )((?:    .*\n|\n)+)", re.MULTILINE)
+    where: dict[str, str] = {}
+    for path in sorted((ROOT / "pfcore").glob("*.p*")):
+        for header, body in declaration.findall(path.read_text()):
+            body = re.sub(r'"""[\s\S]*?"""', "", body)
+            for name in re.findall(r"(\w+)(?: \"\w+\")?\((?!\*)", body):
+                assert name not in where, f"{name}: in {where[name]} and in {path.name}"
+                where[name] = path.name
+            assert header.strip() != '"bytes_ops.h" nogil' or path.name == "bytes_ops.pxd", path
+            assert header.strip() != '"Python.h"' or path.name == "cpythonx.pxd", path
+    assert where["pf_hash"] == "bytes_ops.pxd"
+    assert where["pf_restore"] == where["PyContext_Enter"] == "cpythonx.pxd"
 
 
 @pytest.mark.skipif(not (ROOT / "src").exists(), reason="an installed wheel has no sources to look at")
