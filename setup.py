@@ -86,7 +86,7 @@ extensions = [
     Extension(
         f"pfcore.{name}",
         [f"pfcore/{name}.pyx"],
-        depends=["pfcore/bytes_ops.h", "pfcore/clock.h", "pfcore/cpythonx.h"],
+        depends=["pfcore/bytes_ops.h", "pfcore/clock.h", "pfcore/cpythonx.h", "pfcore/terms.h"],
         include_dirs=["pfcore"],
         extra_compile_args=compile_args,
         extra_link_args=link_args,

@@ -12,6 +12,7 @@ from pfcore.packets cimport Packet, check_address, check_priority, check_timeout
 from pfcore.writer cimport encode_extra
 from pfcore.link cimport Link
 from pfcore.reply cimport Want
+from pfcore.terms cimport W_METADATA
 
 from pfcore.errors import exception_for
 
@@ -32,7 +33,7 @@ cdef int check_retry(object retry) except -1:
 
 
 cdef bytes retry_extra(int retries):
-    return b',"metadata":{"retry":%d}' % retries
+    return <bytes>W_METADATA + b'{"retry":%d}' % retries
 
 
 cdef class Submitter:

@@ -40,6 +40,7 @@ from pfcore.reader cimport F_DATA, MAX_CODE, FrameReader, decode_span, group_cod
 from pfcore.heap cimport HeapEntry, PriorityHeap
 from pfcore.reply cimport done_future
 from pfcore.scan cimport Kind, Span
+from pfcore.terms cimport DEFAULT_TIMEOUT_MS, GROUP_CO, GROUP_DF, GROUP_ED, GROUP_MC, GROUP_RM, MILLISECOND
 
 import msgspec
 
@@ -48,8 +49,6 @@ from pfcore.errors import PacketFlowError
 __all__ = ["Dispatcher", "Handler"]
 
 cdef enum:
-    MILLISECOND = 1000000
-    DEFAULT_TIMEOUT_MS = 29500
     # how long handlers may run in one iteration of the loop, inside reads of all links and again out of the queue
     SLICE = 2000000
     MOST_CONTAINERS = 100000     # arrays and objects in data that is decoded here: some 10 ms
@@ -62,11 +61,6 @@ cdef enum:
     SLOW = 100000000             # a handler that keeps the loop this long is worth a warning
     SPARE_WORKERS = 1024
     CANCELS = 32                 # suspended handlers that are cancelled in one iteration of the loop
-    GROUP_DF = 1
-    GROUP_ED = 2
-    GROUP_CO = 3
-    GROUP_MC = 4
-    GROUP_RM = 5
 
 cdef object _CancelledError = asyncio.CancelledError
 cdef object _ENDED = object()

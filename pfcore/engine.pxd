@@ -28,14 +28,6 @@ from pfcore.heap cimport PriorityHeap
 from pfcore.pending cimport PendingTable
 from pfcore.reply cimport Canceller, Reply, Want
 
-cdef extern from *:
-    """
-    #define PF_FIRST_ROUTED INT64_C(1099511627776)
-    """
-    # A gateway's links have two kinds of submits: its own, with seqs below 2^40, and
-    # those it hands on, with seqs from there up. A result tells by its seq whose it is.
-    const int64_t FIRST_ROUTED "PF_FIRST_ROUTED"
-
 cdef enum:
     # Bytes of output that are worth a write before a batch has ended: with less, the system
     # call costs more than the overlap gains; with much more, the peer idles while we fill it.

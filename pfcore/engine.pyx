@@ -25,6 +25,7 @@ from pfcore.reader cimport (
     MessageType,
     decode_span,
 )
+from pfcore.terms cimport DEFAULT_TIMEOUT_MS, FIRST_ROUTED, MAX_SEQ, MILLISECOND, N_PAYLOAD, N_RESULT
 from pfcore.writer cimport (
     encode_error,
     encode_extra,
@@ -48,8 +49,6 @@ __all__ = ["Engine"]
 cdef object _Raw = msgspec.Raw
 
 cdef enum:
-    MILLISECOND = 1000000        # ns
-    DEFAULT_TIMEOUT_MS = 29500   # reference reactors stop listening at 30,000
     FRAME_SLACK = 256            # bytes that a gateway's longer seq and names may add to a frame
     RETRY_MS = 50                # before a submit is sent again after a refusal that names no time
     GRACE_MS = 1000              # the gateway's clock decides; give its answer time to arrive
@@ -151,7 +150,7 @@ cdef class Engine(Canceller):
         self.silence_ns = <int64_t>(silence * 1e9)
         self.out = OutputBuffer(masked=client, limit=max_buffer)
         self.reader = FrameReader(max_depth=max_depth)
-        self.pending = PendingTable(bound=max_pending, most_seq=9007199254740991 if client else FIRST_ROUTED - 1,
+        self.pending = PendingTable(bound=max_pending, most_seq=MAX_SEQ if client else FIRST_ROUTED - 1,
                                     now=now)
         self.waiting = PriorityHeap()  # bounded by `pending`, which holds the same submits
         self.delayed = PriorityHeap()
@@ -728,7 +727,7 @@ cdef class Engine(Canceller):
     cdef int _note_answer(self, OutputBuffer out, Py_ssize_t size, int64_t seq, const unsigned char* packet_id,
                           Py_ssize_t n, object code) except -1:
         """Shows the acceptor the payload of the result that was just written, `size` bytes of frame."""
-        cdef Py_ssize_t head = 34 + 1  # `{"type":"result","seq":` and `,"payload":`, and a digit
+        cdef Py_ssize_t head = N_RESULT + N_PAYLOAD + 1  # with a digit
         while seq >= 10:
             seq //= 10
             head += 1

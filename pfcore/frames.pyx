@@ -27,13 +27,13 @@ from pfcore.packets cimport (
     result_from,
 )
 from pfcore.reader cimport DEFAULT_DEPTH, F_DATA, F_ERROR, FrameReader, MessageType
+from pfcore.terms cimport MAX_SEQ as LARGEST_SEQ, W_ERROR, W_HEARTBEAT, W_PAYLOAD, W_SUBMIT
 from pfcore.writer cimport encode_extra, encode_value, put_failure, put_result, put_submit, put_value
 
 __all__ = ["MAX_SEQ", "decode_message", "encode_message", "scan_repeatedly"]
 
-MAX_SEQ = 2**53 - 1
+MAX_SEQ = LARGEST_SEQ
 
-cdef int64_t _MAX_SEQ = 9007199254740991
 cdef tuple _TYPES = (None, "submit", "result", "error", "heartbeat")
 cdef object _decode = msgspec.json.Decoder().decode
 
@@ -54,9 +54,9 @@ cdef int _write_message(OutputBuffer out, str kind, int64_t seq, object payload)
             put_submit(out, seq, p, n, packet_address(packet), encode_value(packet.data, DEFAULT_DEPTH - 2, "data"),
                        packet.priority, check_timeout(packet.timeout_ms), encode_extra(packet, DEFAULT_DEPTH, 0))
         else:
-            out.put_literal(b'{"type":"submit","seq":')
+            out.put_literal(W_SUBMIT)
             out.put_int(seq)
-            out.put_literal(b',"payload":')
+            out.put_literal(W_PAYLOAD)
             fields = {"version": packet.version, "id": packet.id, "group": packet.group, "element": packet.element,
                       "data": packet.data, "priority": packet.priority}
             for name in ("timeout_ms", "dependencies", "metadata"):
@@ -80,9 +80,9 @@ cdef int _write_message(OutputBuffer out, str kind, int64_t seq, object payload)
             payload = dict(payload)
         except (TypeError, ValueError):
             raise invalid("payload", "a mapping", payload) from None
-        out.put_literal(b'{"type":"error","seq":' if kind == "error" else b'{"type":"heartbeat","seq":')
+        out.put_literal(W_ERROR if kind == "error" else W_HEARTBEAT)
         out.put_int(seq)
-        out.put_literal(b',"payload":')
+        out.put_literal(W_PAYLOAD)
         put_value(out, encode_value(payload, DEFAULT_DEPTH - 1, "payload"))
         out.put_literal(b"}")
     else:
@@ -105,7 +105,7 @@ def encode_message(type, seq, payload):
     if <object>seq.__class__ is not int:
         raise invalid("seq", "an integer from 0 to 2^53-1", seq)
     number = PyLong_AsLongLongAndOverflow(seq, &overflow)
-    if overflow or not 0 <= number <= _MAX_SEQ or (number == 0 and type == "submit"):
+    if overflow or not 0 <= number <= LARGEST_SEQ or (number == 0 and type == "submit"):
         raise invalid("seq", "an integer from 0 (a submit: 1) to 2^53-1", seq)
     if out is None:
         out = OutputBuffer(limit=1 << 40)

@@ -27,6 +27,7 @@ from pfcore.reader cimport (
     valid_version,
 )
 from pfcore.scan cimport Kind, Span
+from pfcore.terms cimport W_ELEMENT, W_GROUP
 
 from pfcore.errors import InvalidPacket
 from pfcore.reader import GROUP_CODES
@@ -290,7 +291,7 @@ cdef bytes check_address(object group, object element):
     cdef bytes raw = (<str>element).encode()
     if not valid_element(<const unsigned char*>PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)):
         raise invalid("element", "1 to 64 of A-Z a-z 0-9 _ . -", element)
-    return b'"group":"' + (<str>group).encode() + b'","element":"' + raw + b'"'
+    return (<bytes>W_GROUP)[1:] + (<str>group).encode() + <bytes>W_ELEMENT + raw + b'"'
 
 
 cdef bytes packet_address(Packet packet):

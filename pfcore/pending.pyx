@@ -9,13 +9,13 @@ from libc.string cimport memcmp, memcpy, memset
 
 from pfcore.bytes_ops cimport pf_ctz64, pf_hash
 from pfcore.ids cimport hash_key
+from pfcore.terms cimport MAX_SEQ
 
 __all__ = ["PendingFull", "PendingTable"]
 
 cdef enum:
     FIRST_CAPACITY = 16
 
-cdef int64_t _MAX_SEQ = 9007199254740991
 
 
 class PendingFull(Exception):
@@ -37,11 +37,11 @@ cdef class PendingTable:
     `now`: the clock's present reading in nanoseconds (default 0).
     """
 
-    def __cinit__(self, *, Py_ssize_t bound=131072, int64_t first_seq=1, int64_t most_seq=9007199254740991,
+    def __cinit__(self, *, Py_ssize_t bound=131072, int64_t first_seq=1, int64_t most_seq=MAX_SEQ,
                   int64_t now=0):
         if not 1 <= bound <= 1 << 26:
             raise ValueError(f"bound: expected 1 to 2^26, got {bound}")
-        if not 1 <= first_seq <= most_seq <= _MAX_SEQ:
+        if not 1 <= first_seq <= most_seq <= MAX_SEQ:
             raise ValueError(f"first_seq, most_seq: expected 1 <= first <= most <= 2^53-1, got {first_seq}, {most_seq}")
         if bound > most_seq:
             raise ValueError(f"bound: expected no more entries than seqs, got {bound} and {most_seq}")

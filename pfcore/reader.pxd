@@ -15,12 +15,6 @@ from libc.stdint cimport int64_t, uint8_t
 
 from pfcore.scan cimport Cursor, Span
 
-cdef extern from *:
-    """
-    #define PF_MAX_SEQ INT64_C(9007199254740991)
-    """
-    const int64_t MAX_SEQ "PF_MAX_SEQ"   # 2^53-1: the largest integer that a double holds exactly
-
 cdef enum:
     MAX_ID = 128                 # bytes of a packet id
     MAX_CODE = 64                # bytes of an error's code

@@ -28,6 +28,32 @@ from pfcore.scan cimport (
     span_to_int64,
     unescape,
 )
+from pfcore.terms cimport (
+    MAX_SEQ,
+    N_DURATION,
+    N_ELEMENT,
+    N_ELEMENT_DATA,
+    N_PAYLOAD,
+    N_PRIORITY,
+    N_RESULT,
+    N_SUBMIT,
+    N_TIMEOUT,
+    N_UUID_ANSWER,
+    N_UUID_GROUP,
+    N_UUID_PACKET,
+    N_UUID_SUCCESS,
+    W_DURATION,
+    W_ELEMENT,
+    W_ELEMENT_DATA,
+    W_PRIORITY,
+    W_RESULT,
+    W_SUBMIT,
+    W_TIMEOUT,
+    W_UUID_ANSWER,
+    W_UUID_GROUP,
+    W_UUID_PACKET,
+    W_UUID_SUCCESS,
+)
 
 from pfcore.errors import InvalidPacket
 
@@ -233,17 +259,16 @@ cdef class FrameReader:
         cdef bint submit
         if n < 96:
             return False
-        if memcmp(p, b'{"type":"submit","seq":', 23) == 0:
+        if memcmp(p, W_SUBMIT, N_SUBMIT) == 0:
             submit = True
-        elif memcmp(p, b'{"type":"result","seq":', 23) == 0:
+        elif memcmp(p, W_RESULT, N_RESULT) == 0:
             submit = False
         else:
             return False
-        p += 23
-        p = _digits(p, end, &self.seq)
+        p = _digits(p + N_SUBMIT, end, &self.seq)  # both are as long
         if p == NULL or p[0] != 0x2C:
             return False
-        self.payload.p = p + 11  # behind `,"payload":`
+        self.payload.p = p + N_PAYLOAD
         return self._predicted_submit(p, end) if submit else self._predicted_result(p, end)
 
     cdef bint _predicted_id(self, const unsigned char* p, const unsigned char* end, Span* span) noexcept:
@@ -263,42 +288,44 @@ cdef class FrameReader:
         cdef Cursor cursor
         cdef int64_t number
         cdef int group
-        if self.seq == 0 or end - p < 90 or memcmp(p, b',"payload":{"version":"1.0","id":"', 34) != 0:
+        if self.seq == 0 or end - p < 90 or memcmp(p, W_UUID_PACKET, N_UUID_PACKET) != 0:
             return False
         self.fields[<int>F_VERSION].kind = Kind.STRING
         self.fields[<int>F_VERSION].escaped = 0
-        self.fields[<int>F_VERSION].p = p + 23
+        self.fields[<int>F_VERSION].p = p + N_PAYLOAD + 12  # behind `{"version":"`
         self.fields[<int>F_VERSION].n = 3
-        p += 34
+        p += N_UUID_PACKET
         if not self._predicted_id(p, end, &self.fields[<int>F_ID]):
             return False
         p += 36
-        if end - p < 40 or memcmp(p, b'","group":"', 11) != 0:
+        if end - p < 40 or memcmp(p, W_UUID_GROUP, N_UUID_GROUP) != 0:
             return False
-        group = group_index(p + 11, 2)
-        if group < 0 or memcmp(p + 13, b'","element":"', 13) != 0:
+        p += N_UUID_GROUP
+        group = group_index(p, 2)
+        if group < 0 or memcmp(p + 2, W_ELEMENT, N_ELEMENT) != 0:
             return False
         self.group = <uint8_t>group
-        p += 26
+        p += 2 + N_ELEMENT
         self.element.p = p
         while p < end and ELEMENT_BYTES[p[0]]:
             p += 1
         self.element.n = p - self.element.p
-        if self.element.n == 0 or self.element.n > MAX_ELEMENT or end - p < 10 or memcmp(p, b'","data":', 9) != 0:
+        if self.element.n == 0 or self.element.n > MAX_ELEMENT or end - p <= N_ELEMENT_DATA \
+                or memcmp(p, W_ELEMENT_DATA, N_ELEMENT_DATA) != 0:
             return False
-        begin_scan(&cursor, p, p + 9, end, self.max_depth - 2)
+        begin_scan(&cursor, p, p + N_ELEMENT_DATA, end, self.max_depth - 2)
         if scan_value(&cursor, &self.fields[<int>F_DATA]) < 0:
             return False
         p = cursor.p
-        if end - p < 15 or memcmp(p, b',"priority":', 12) != 0:
+        if end - p < 15 or memcmp(p, W_PRIORITY, N_PRIORITY) != 0:
             return False
-        p = _digits(p + 12, end, &number)
+        p = _digits(p + N_PRIORITY, end, &number)
         if p == NULL or number < 1 or number > 10:
             return False
         self.priority = <uint8_t>number
         self.timeout_ms = 0
-        if end - p >= 17 and memcmp(p, b',"timeout_ms":', 14) == 0:
-            p = _digits(p + 14, end, &self.timeout_ms)
+        if end - p >= 17 and memcmp(p, W_TIMEOUT, N_TIMEOUT) == 0:
+            p = _digits(p + N_TIMEOUT, end, &self.timeout_ms)
             if p == NULL or self.timeout_ms == 0 or self.timeout_ms > MAX_TIMEOUT:
                 return False
         if end - p != 2 or p[0] != 0x7D or p[1] != 0x7D:
@@ -311,21 +338,21 @@ cdef class FrameReader:
     cdef bint _predicted_result(self, const unsigned char* p, const unsigned char* end) noexcept:
         cdef Cursor cursor
         cdef int64_t duration = 0
-        if end - p < 90 or memcmp(p, b',"payload":{"packet_id":"', 25) != 0:
+        if end - p < 90 or memcmp(p, W_UUID_ANSWER, N_UUID_ANSWER) != 0:
             return False
-        p += 25
+        p += N_UUID_ANSWER
         if not self._predicted_id(p, end, &self.fields[<int>F_PACKET_ID]):
             return False
         p += 36
-        if end - p < 30 or memcmp(p, b'","status":"success","data":', 28) != 0:
+        if end - p < 30 or memcmp(p, W_UUID_SUCCESS, N_UUID_SUCCESS) != 0:
             return False
-        begin_scan(&cursor, p, p + 28, end, self.max_depth - 2)
+        begin_scan(&cursor, p, p + N_UUID_SUCCESS, end, self.max_depth - 2)
         if scan_value(&cursor, &self.fields[<int>F_DATA]) < 0:
             return False
         p = cursor.p
-        if end - p < 18 or memcmp(p, b',"duration_ms":', 15) != 0:
+        if end - p < 18 or memcmp(p, W_DURATION, N_DURATION) != 0:
             return False
-        p = _digits(p + 15, end, &duration)
+        p = _digits(p + N_DURATION, end, &duration)
         if p == NULL or end - p != 2 or p[0] != 0x7D or p[1] != 0x7D:
             return False
         self.duration_ms = <double>duration

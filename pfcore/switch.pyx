@@ -14,7 +14,6 @@ from pfcore.budget cimport Account, Budget, shared_room
 from pfcore.buffers cimport OP_TEXT, OutputBuffer
 from pfcore.dispatch cimport Handler, Job
 from pfcore.engine cimport (
-    FIRST_ROUTED,
     GOOD_WRITE,
     LEAST_WRITE,
     WRITE_PER_SUBMIT,
@@ -51,6 +50,17 @@ from pfcore.reader cimport (
     text_to_str,
 )
 from pfcore.scan cimport Kind, Span, span_to_int64
+from pfcore.terms cimport (
+    DEFAULT_TIMEOUT_MS,
+    FIRST_ROUTED,
+    GROUP_DF,
+    GROUP_ED,
+    MILLISECOND,
+    W_PAYLOAD,
+    W_SUBMIT,
+    W_TIMEOUT,
+    W_UUID_PACKET,
+)
 from pfcore.writer cimport (
     encode_error,
     metadata_again,
@@ -66,8 +76,6 @@ from pfcore.pending import PendingFull
 __all__ = ["Switch"]
 
 cdef enum:
-    MILLISECOND = 1000000
-    DEFAULT_TIMEOUT_MS = 29500
     DEFAULT_WINDOW = 256         # of reactors that do not say
     MAX_RETRIES = 100
     STRIKES = 3                  # deadlines missed in a row until a reactor that announces nothing is passed over
@@ -88,9 +96,6 @@ cdef enum:
     LEAVE_AT_ONCE = 512          # packets that end in one go with their link: some 1.5 ms
     WALKED = 8                   # packets that waited for one that ends: as many as are as much as one more
     MAX_QUIET = 1024             # elements with a history that nobody handles any more
-    GROUP_DF = 1
-    GROUP_ED = 2
-    GROUP_MC = 4
     RETRY_AFTER_MS = 100
 
 # ns after the start in which reactors may still be on their way: what is safe to send again waits for them
@@ -294,9 +299,9 @@ cdef class Switch(Acceptor):
         member.gets(flight)
         try:
             out.begin_message()
-            out.put_literal(b'{"type":"submit","seq":')
+            out.put_literal(W_SUBMIT)
             out.put_int(flight.seq)
-            out.put_literal(b',"payload":{"version":"1.0","id":"')
+            out.put_literal(W_UUID_PACKET)
             out.put(text, ID_LENGTH)
             out.put_literal(b'","group":"df","element":"packetflow.anyone","data":null,"priority":1}}')
             out.end_message(OP_TEXT)
@@ -1302,9 +1307,9 @@ cdef class Switch(Acceptor):
         """``(reader, buffer)``: a held packet, read. Of its own: whoever runs it may come back here meanwhile."""
         cdef OutputBuffer out = OutputBuffer(limit=1 << 29)
         cdef FrameReader reader = FrameReader(max_depth=512)
-        out.put_literal(b'{"type":"submit","seq":')
+        out.put_literal(W_SUBMIT)
         out.put_int(seq if seq > 0 else 1)
-        out.put_literal(b',"payload":')
+        out.put_literal(W_PAYLOAD)
         self._put_held(flight, out)
         out.put_literal(b"}")
         if reader.read(out.data, out.size) < 0:
@@ -1315,7 +1320,7 @@ cdef class Switch(Acceptor):
         """The held payload with what is left of its time."""
         cdef int64_t left = (flight.deadline - self.now + MILLISECOND - 1) // MILLISECOND
         out.put(flight.held, flight.head)
-        out.put_literal(b',"timeout_ms":')
+        out.put_literal(W_TIMEOUT)
         out.put_int(left if left > 0 else 1)
         out.put(flight.held + flight.head, flight.length - flight.head)
         out.put_literal(b"}")
@@ -1335,9 +1340,9 @@ cdef class Switch(Acceptor):
             metadata = metadata_again(reader)
         try:
             out.begin_message()
-            out.put_literal(b'{"type":"submit","seq":')
+            out.put_literal(W_SUBMIT)
             out.put_int(flight.seq)
-            out.put_literal(b',"payload":')
+            out.put_literal(W_PAYLOAD)
             if reader is None:
                 self._put_held(flight, out)
             elif as_it_is:
@@ -1349,7 +1354,7 @@ cdef class Switch(Acceptor):
                 wire.n = self.table.entries[flight.slot].id_length
                 put_packet_head(out, reader, element, wire)
                 if reader.timeout_ms > 0:
-                    out.put_literal(b',"timeout_ms":')
+                    out.put_literal(W_TIMEOUT)
                     out.put_int(reader.timeout_ms)
                 put_packet_extra(out, reader, metadata)
                 out.put_literal(b"}")

@@ -25,6 +25,26 @@ from pfcore.reader cimport (
     group_code,
 )
 from pfcore.scan cimport Cursor, Kind, Span, begin_scan, scan_end, scan_value, skip_space
+from pfcore.terms cimport (
+    W_ANSWER,
+    W_DATA,
+    W_DEPENDENCIES,
+    W_DURATION,
+    W_ELEMENT,
+    W_ELEMENT_DATA,
+    W_ERROR,
+    W_FAILURE,
+    W_GROUP,
+    W_HEARTBEAT,
+    W_METADATA,
+    W_PAYLOAD,
+    W_PAYLOAD_PACKET,
+    W_PRIORITY,
+    W_RESULT,
+    W_SUBMIT,
+    W_SUCCESS,
+    W_TIMEOUT,
+)
 
 from pfcore.errors import InvalidPacket
 
@@ -186,18 +206,18 @@ cdef int put_value(OutputBuffer out, object value) except -1:
 
 cdef int put_submit(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
                     bytes address, object value, int priority, int64_t timeout_ms, bytes extra) except -1:
-    out.put_literal(b'{"type":"submit","seq":')
+    out.put_literal(W_SUBMIT)
     out.put_int(seq)
-    out.put_literal(b',"payload":{"version":"1.0","id":')
+    out.put_literal(W_PAYLOAD_PACKET)
     out.put_string(packet_id, id_length)
     out.put_literal(b",")
     out.put(PyBytes_AS_STRING(address), PyBytes_GET_SIZE(address))
-    out.put_literal(b',"data":')
+    out.put_literal(W_DATA)
     put_value(out, value)
-    out.put_literal(b',"priority":')
+    out.put_literal(W_PRIORITY)
     out.put_int(priority)
     if timeout_ms > 0:
-        out.put_literal(b',"timeout_ms":')
+        out.put_literal(W_TIMEOUT)
         out.put_int(timeout_ms)
     if extra is not None:
         out.put(PyBytes_AS_STRING(extra), PyBytes_GET_SIZE(extra))
@@ -205,19 +225,19 @@ cdef int put_submit(OutputBuffer out, int64_t seq, const unsigned char* packet_i
 
 
 cdef int put_result_head(OutputBuffer out, int64_t seq) except -1:
-    out.put_literal(b'{"type":"result","seq":')
+    out.put_literal(W_RESULT)
     out.put_int(seq)
-    return out.put_literal(b',"payload":')
+    return out.put_literal(W_PAYLOAD)
 
 
 cdef int put_result(OutputBuffer out, int64_t seq, const unsigned char* packet_id, Py_ssize_t id_length,
                     object value, int64_t duration_ms) except -1:
     put_result_head(out, seq)
-    out.put_literal(b'{"packet_id":')
+    out.put_literal(W_ANSWER)
     out.put_string(packet_id, id_length)
-    out.put_literal(b',"status":"success","data":')
+    out.put_literal(W_SUCCESS)
     put_value(out, value)
-    out.put_literal(b',"duration_ms":')
+    out.put_literal(W_DURATION)
     out.put_int(duration_ms)
     return out.put_literal(b"}}")
 
@@ -231,11 +251,11 @@ cdef int put_failure(OutputBuffer out, int64_t seq, const unsigned char* packet_
 
 cdef int put_failure_payload(OutputBuffer out, const unsigned char* packet_id, Py_ssize_t id_length,
                              bytes error, int64_t duration_ms) except -1:
-    out.put_literal(b'{"packet_id":')
+    out.put_literal(W_ANSWER)
     out.put_string(packet_id, id_length)
-    out.put_literal(b',"status":"error","error":')
+    out.put_literal(W_FAILURE)
     put_value(out, error)
-    out.put_literal(b',"duration_ms":')
+    out.put_literal(W_DURATION)
     out.put_int(duration_ms)
     return out.put_literal(b"}")
 
@@ -265,15 +285,15 @@ cdef int put_packet_head(OutputBuffer out, FrameReader reader, Text element, Tex
     if packet_id.p == NULL:
         packet_id = reader.id
     out.put_string(packet_id.p, packet_id.n)
-    out.put_literal(b',"group":"')
+    out.put_literal(W_GROUP)
     out.put(PyUnicode_AsUTF8AndSize(group_code(reader.group), NULL), 2)
-    out.put_literal(b'","element":"')
+    out.put_literal(W_ELEMENT)
     if element.p == NULL:
         element = reader.element
     out.put(element.p, element.n)
-    out.put_literal(b'","data":')
+    out.put_literal(W_ELEMENT_DATA)
     _put_span(out, &reader.fields[<int>F_DATA])
-    out.put_literal(b',"priority":')
+    out.put_literal(W_PRIORITY)
     return out.put_int(reader.priority)
 
 
@@ -285,10 +305,10 @@ cdef bytes metadata_again(FrameReader reader):
 
 cdef int put_packet_extra(OutputBuffer out, FrameReader reader, bytes metadata) except -1:
     if reader.fields[<int>F_DEPENDENCIES].kind == Kind.ARRAY:
-        out.put_literal(b',"dependencies":')
+        out.put_literal(W_DEPENDENCIES)
         _put_span(out, &reader.fields[<int>F_DEPENDENCIES])
     if metadata is not None:
-        out.put_literal(b',"metadata":')
+        out.put_literal(W_METADATA)
         put_value(out, metadata)
     return 0
 
@@ -320,34 +340,34 @@ cdef int put_result_payload(OutputBuffer out, FrameReader reader, Text packet_id
         duration = <bytes>_encode(reader.duration_ms)
     if packet_id.p == NULL:
         packet_id = reader.id
-    out.put_literal(b'{"packet_id":')
+    out.put_literal(W_ANSWER)
     out.put_string(packet_id.p, packet_id.n)
     if reader.success:
-        out.put_literal(b',"status":"success","data":')
+        out.put_literal(W_SUCCESS)
         _put_span(out, &reader.fields[<int>F_DATA])
     else:
-        out.put_literal(b',"status":"error","error":')
+        out.put_literal(W_FAILURE)
         if error is not None:
             put_value(out, error)
         else:
             out.put_literal(b'{"code":"PF500","message":"the packet ended in an error that says no more"}')
-    out.put_literal(b',"duration_ms":')
+    out.put_literal(W_DURATION)
     put_value(out, duration)
     return out.put_literal(b"}")
 
 
 cdef int put_error(OutputBuffer out, int64_t seq, bytes payload) except -1:
-    out.put_literal(b'{"type":"error","seq":')
+    out.put_literal(W_ERROR)
     out.put_int(seq)
-    out.put_literal(b',"payload":')
+    out.put_literal(W_PAYLOAD)
     put_value(out, payload)
     return out.put_literal(b"}")
 
 
 cdef int put_heartbeat(OutputBuffer out, int64_t seq, object payload) except -1:
-    out.put_literal(b'{"type":"heartbeat","seq":')
+    out.put_literal(W_HEARTBEAT)
     out.put_int(seq)
-    out.put_literal(b',"payload":')
+    out.put_literal(W_PAYLOAD)
     put_value(out, payload)
     return out.put_literal(b"}")
 
@@ -359,13 +379,13 @@ cdef bytes encode_extra(Packet packet, int depth, int retries):
         return None
     out = OutputBuffer()
     if packet.dependencies:
-        out.put_literal(b',"dependencies":')
+        out.put_literal(W_DEPENDENCIES)
         put_value(out, encode_value(list(packet.dependencies), depth - 2, "dependencies"))
     if retries > 0:
-        out.put_literal(b',"metadata":')
+        out.put_literal(W_METADATA)
         put_value(out, encode_value({**(packet.metadata or {}), "retry": retries}, depth - 2, "metadata"))
     elif packet._metadata is not None:
-        out.put_literal(b',"metadata":')
+        out.put_literal(W_METADATA)
         put_value(out, encode_value(
             _Raw(packet._metadata) if type(packet._metadata) is bytes else packet._metadata, depth - 2, "metadata"))
     return out.take()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -81,6 +82,7 @@ def test_every_core_module_is_compiled(module: str) -> None:
 ORDER = [
     "bytes_ops",
     "cpythonx",
+    "terms",
     "errors",
     "clock",
     "scan",
@@ -133,7 +135,7 @@ def test_each_foreign_function_is_declared_once() -> None:
     where: dict[str, str] = {}
     for path in sorted((ROOT / "pfcore").glob("*.p*")):
         for header, body in declaration.findall(path.read_text()):
-            body = re.sub(r'"""[\s\S]*?"""', "", body)
+            body = re.sub(r'"""[\s\S]*?"""|"PF_BYTES_OF.*', "", body)
             for name in re.findall(r"(\w+)(?: \"\w+\")?\((?!\*)", body):
                 assert name not in where, f"{name}: in {where[name]} and in {path.name}"
                 where[name] = path.name
@@ -141,6 +143,20 @@ def test_each_foreign_function_is_declared_once() -> None:
             assert header.strip() != '"Python.h"' or path.name == "cpythonx.pxd", path
     assert where["pf_hash"] == "bytes_ops.pxd"
     assert where["pf_restore"] == where["PyContext_Enter"] == "cpythonx.pxd"
+
+
+@pytest.mark.skipif(not (ROOT / "pfcore").exists(), reason="an installed wheel has no sources to look at")
+def test_each_word_of_the_wire_stands_once() -> None:
+    words = re.findall(
+        r'^#define PF_W_\w+ ("[^"\\]*\\"(?:[^"\\]|\\.)*")$', (ROOT / "pfcore" / "terms.h").read_text(), re.M
+    )
+    assert len(words) >= 17
+    for path in sorted((ROOT / "pfcore").glob("*.pyx")):
+        code = re.sub(r"#.*|`[^`]*`", "", path.read_text())
+        for word in (json.loads(word) for word in words):
+            assert f"b'{word}'" not in code, f"{path.name} has {word} of its own"
+        for number in ("9007199254740991", "1099511627776", "29500"):
+            assert number not in code, f"{path.name} has {number} of its own"
 
 
 @pytest.mark.skipif(not (ROOT / "src").exists(), reason="an installed wheel has no sources to look at")
