@@ -5,7 +5,17 @@ from typing import Any, Final, final
 
 from pfcore.engine import Engine
 
-__all__ = ["PICOWS_VERSION", "Gate", "Link", "MessageLink", "Sharing", "connect"]
+__all__ = [
+    "PICOWS_VERSION",
+    "Gate",
+    "HandshakeRefused",
+    "Link",
+    "MessageLink",
+    "Sharing",
+    "accept",
+    "answer",
+    "connect",
+]
 
 PICOWS_VERSION: Final[str]
 
@@ -58,6 +68,13 @@ class MessageLink(Link):
     ) -> None: ...
     def send(self, payload: bytes, text: bool = True) -> None: ...
 
+class HandshakeRefused(ConnectionError):
+    status: int | None
+    body: bytes
+    def __init__(self, message: str, status: int | None, body: bytes) -> None: ...
+
+def accept(link: Link, headers: Mapping[str, str] | None = None) -> Any: ...
+def answer(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> Any: ...
 async def connect(
     link: Link,
     url: str,

@@ -24,7 +24,7 @@ from pfcore.buffers cimport OP_BINARY, OP_CLOSE, OP_TEXT, OutputBuffer
 from pfcore.engine cimport Engine, EngineState
 from pfcore.reply cimport Reply
 
-__all__ = ["PICOWS_VERSION", "Gate", "Link", "MessageLink", "Sharing", "connect"]
+__all__ = ["PICOWS_VERSION", "Gate", "HandshakeRefused", "Link", "MessageLink", "Sharing", "accept", "answer", "connect"]
 
 cdef extern from *:
     """
@@ -817,9 +817,9 @@ async def connect(Link link not None, str url, *, headers, ssl, logger):
     """Dials `url` for a link that has no connection; returns once it is open.
 
     `headers`: of the handshake, or None. `ssl`: an `ssl.SSLContext`, None for the default one.
-    Whatever it raises (OSError, `picows.WSError`, ConnectionError where the peer closed what it
-    had just opened), and when it is cancelled: no connection is left, nor one on its way. It knows
-    no time: whoever waits for it sees to that.
+    Raises `HandshakeRefused`, ConnectionError where the peer closed what it had just opened or
+    does not speak WebSocket, and OSError. Whatever it raises, and when it is cancelled: no
+    connection is left, nor one on its way. It knows no time: whoever waits for it sees to that.
     """
     import aiofastnet
 
@@ -836,10 +836,42 @@ async def connect(Link link not None, str url, *, headers, ssl, logger):
             # a connection that goes in the middle of the handshake, or in the same segment, counts as made there
             why = f" (close code {link.close_code}: {link.close_reason})" if link.close_reason else ""
             raise ConnectionError(f"the connection was closed during the handshake{why}")
-    except BaseException:
+    except BaseException as error:
         protocol.give_up()
         link.detach()
+        if isinstance(error, picows.WSHandshakeError):
+            raise HandshakeRefused(str(error), getattr(error.response, "status", None), error.raw_body or b"") from error
+        if isinstance(error, picows.WSError):
+            raise ConnectionError(str(error) or type(error).__name__) from error
         raise
+
+
+class HandshakeRefused(ConnectionError):
+    """The peer has answered the handshake with something else than 101.
+
+    `status`: of its answer, None where that was no HTTP. `body`: bytes of it.
+    """
+
+    def __init__(self, message, status, body):
+        super().__init__(message)
+        self.status = status
+        self.body = body
+
+
+# -- what `Gate.admit` returns
+
+def accept(link not None, headers=None):
+    """A request becomes a connection: the link's. `headers`: more of the answer 101."""
+    return picows.WSUpgradeResponseWithListener(picows.WSUpgradeResponse.create_101_response(headers), link)
+
+
+def answer(int status, bytes body not None, headers=None):
+    """A request gets an answer, and its connection ends."""
+    if status == 200:
+        response = picows.WSUpgradeResponse.create_ok_response(body, headers)
+    else:
+        response = picows.WSUpgradeResponse.create_error_response(status, body, headers)
+    return picows.WSUpgradeResponseWithListener(response, None)
 
 
 class _ServerProtocol(WSProtocol):
@@ -922,7 +954,7 @@ class Gate:
     """Accepts connections for a gateway.
 
     `admit`: called with ``(request, address, certificate)`` once the handshake
-    has been read, returns a link or a picows response with one. `arrived`:
+    has been read, returns what `accept` or `answer` made. `arrived`:
     called with the address of a new connection; False turns it away before
     anything is read. `departed`: called with it when the connection has gone.
     `timeout`: seconds from the connection to the end of its handshake.
@@ -952,18 +984,13 @@ class Gate:
             protocol = made()
             if protocol.peer and protocol.context is not self.context:
                 # by an authority that may be trusted no longer
-                return picows.WSUpgradeResponseWithListener(picows.WSUpgradeResponse.create_error_response(
-                    503, b"the certificates were changed meanwhile: try again\n"), None)
-            answer = self.admit(request, protocol.address, protocol.peer)
-            if isinstance(answer, WSListener):
+                return answer(503, b"the certificates were changed meanwhile: try again\n")
+            made_of_it = self.admit(request, protocol.address, protocol.peer)
+            if made_of_it.listener is not None:
                 protocol.handshake.cancel()
                 protocol.handshake = None
-                protocol.link = answer if isinstance(answer, Link) else None
-            elif getattr(answer, "listener", None) is not None:
-                protocol.handshake.cancel()
-                protocol.handshake = None
-                protocol.link = answer.listener
-            return answer
+                protocol.link = made_of_it.listener
+            return made_of_it
 
         protocol = _ServerProtocol(
             None, None, False, admit, self.logger, True, None, False, 20.0, 20.0,

@@ -160,6 +160,17 @@ def test_each_word_of_the_wire_stands_once() -> None:
 
 
 @pytest.mark.skipif(not (ROOT / "src").exists(), reason="an installed wheel has no sources to look at")
+def test_one_module_knows_the_websocket_library() -> None:
+    """That of Python's side is ``pfcore.link``, too (`test_imports_point_one_way` has the core)."""
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            assert not any(name.split(".")[0] == "picows" for name in names), path
+
+
+@pytest.mark.skipif(not (ROOT / "src").exists(), reason="an installed wheel has no sources to look at")
 def test_the_python_rooms_depend_downwards() -> None:
     order = [
         "_version",

@@ -15,8 +15,6 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-import picows
-
 from packetflow.elements.helpers import Toolbox
 from packetflow.endings import Ending, within
 from packetflow.endpoint import Endpoint, parse_endpoint
@@ -27,7 +25,7 @@ from packetflow.model import Result
 from pfcore.client import Submitter
 from pfcore.dispatch import Dispatcher
 from pfcore.engine import Engine
-from pfcore.link import Link, connect
+from pfcore.link import HandshakeRefused, Link, connect
 
 __all__ = ["Reactor"]
 
@@ -250,17 +248,16 @@ class Reactor(Submitter, HandlerRegistry, Toolbox):
         try:
             async with asyncio.timeout(self._handshake_timeout):
                 await connect(link, endpoint.url, headers=headers or None, ssl=self._ssl, logger=log)
-        except picows.WSHandshakeError as error:
-            status = getattr(error.response, "status", None)
-            body = (error.raw_body or b"").decode("utf-8", "replace").strip()[:200]
-            if status in (401, 403):
-                kind = Unauthenticated if status == 401 else Forbidden
-                raise kind(f"{endpoint.url} refused the connection: {body or status}") from None
+        except HandshakeRefused as error:
+            body = error.body.decode("utf-8", "replace").strip()[:200]
+            if error.status in (401, 403):
+                kind = Unauthenticated if error.status == 401 else Forbidden
+                raise kind(f"{endpoint.url} refused the connection: {body or error.status}") from None
             raise ConnectionLost(f"cannot connect to {endpoint.url}: {body or error}") from error
         except TimeoutError as error:
             reason = f"no answer within {self._handshake_timeout:g} s"
             raise ConnectionLost(f"cannot connect to {endpoint.url}: {reason}") from error
-        except (OSError, picows.WSError) as error:
+        except OSError as error:
             reason = str(error) or type(error).__name__
             raise ConnectionLost(f"cannot connect to {endpoint.url}: {reason}") from error
 

@@ -13,8 +13,6 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs
 
-import picows
-
 from packetflow.elements import STANDARD, Bounds, Runtime, Toolbox
 from packetflow.endings import Ending, within
 from packetflow.endpoint import Endpoint, parse_endpoint
@@ -37,7 +35,7 @@ from packetflow.tracing import trace_id_of
 from pfcore.budget import Budget
 from pfcore.dispatch import Dispatcher
 from pfcore.engine import Engine
-from pfcore.link import Gate, Link, Sharing
+from pfcore.link import Gate, Link, Sharing, accept, answer
 from pfcore.reply import Reply
 from pfcore.switch import Switch
 
@@ -596,7 +594,7 @@ class Gateway(HandlerRegistry, Toolbox):
             one.strip() for value in request.headers.getall("Sec-WebSocket-Protocol", []) for one in value.split(",")
         ]
         headers = {"Sec-WebSocket-Protocol": "packetflow"} if "packetflow" in offered else None
-        return picows.WSUpgradeResponseWithListener(picows.WSUpgradeResponse.create_101_response(headers), link)
+        return accept(link, headers)
 
     # -- links
 
@@ -714,5 +712,4 @@ def _log_failure(code: str, message: str, key: str, packet_id: str, principal: s
 
 def _refuse(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Any:
     shown = {"Content-Type": "text/plain; charset=utf-8", **(headers or {})}
-    response = picows.WSUpgradeResponse.create_error_response(status, f"{reason}\n".encode(), shown)
-    return picows.WSUpgradeResponseWithListener(response, None)
+    return answer(status, f"{reason}\n".encode(), shown)

@@ -8,10 +8,9 @@ from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-import picows
-
 from packetflow.gateway.door import Refusal
 from pfcore.errors import EXCEPTIONS
+from pfcore.link import answer
 
 if TYPE_CHECKING:
     from packetflow.gateway.server import Gateway
@@ -47,11 +46,7 @@ def respond(gateway: Gateway, path: str, headers: Any, certificate: Any) -> Any:
 
 
 def _answer(status: int, body: str, headers: Mapping[str, str] | None = None) -> Any:
-    if status == 200:
-        response = picows.WSUpgradeResponse.create_ok_response(body.encode(), headers)
-    else:
-        response = picows.WSUpgradeResponse.create_error_response(status, body.encode(), headers)
-    return picows.WSUpgradeResponseWithListener(response, None)
+    return answer(status, body.encode(), headers)
 
 
 def _recent(gateway: Gateway) -> str:
