@@ -70,3 +70,36 @@ async def test_what_was_there_when_it_began_is_not_looked_at_again() -> None:
     paced.stop()
     paced.stop()
     assert gc.get_freeze_count() == 0
+
+
+async def test_what_a_burst_took_is_given_back_in_several_looks_then_it_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first look may come in the middle of the burst; what does not shrink is not tried for ever."""
+    monkeypatch.setattr(collector, "EVERY", 0.006)
+    size, given_back = 100 << 20, 0
+
+    def give_back() -> None:
+        nonlocal given_back
+        given_back += 1
+
+    monkeypatch.setattr(collector, "resident", lambda: size)
+    monkeypatch.setattr(collector, "give_back", give_back)
+    let_go: list[bool] = []
+    paced = Collector(lambda: 0, let_go=lambda: let_go.append(True))
+    paced.start(asyncio.get_running_loop())
+    try:
+        await asyncio.sleep(0.01)
+        assert given_back == 0
+        size += 50 << 20
+        async with asyncio.timeout(10):
+            while given_back < collector.TRIES:
+                await asyncio.sleep(0.001)
+        await asyncio.sleep(0.02)
+        assert given_back == len(let_go) == collector.TRIES
+        size += collector.MORE + 1
+        async with asyncio.timeout(10):
+            while given_back == collector.TRIES:
+                await asyncio.sleep(0.001)
+    finally:
+        paced.stop()

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jmespath.parser import Parser
 
 from packetflow.elements import expressions
 from packetflow.elements.expressions import MAX_STEPS, Meter, View, compile_expression, expand, is_packet, truth
@@ -248,3 +249,9 @@ def test_decoding_counts_before_it_is_done() -> None:
         View({"input": value}, Meter()).of("input[0]")
     # a name alone inserts what is there, not decoded
     assert View({"input": value}, Meter(3000)).of("input") is value
+
+
+def test_expressions_are_remembered_in_one_place_only() -> None:
+    for n in range(20):
+        compile_expression(f"a.b{n}")
+    assert len(Parser._CACHE) == 0  # type: ignore[attr-defined]

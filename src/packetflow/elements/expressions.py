@@ -271,6 +271,8 @@ class Expression:
         self.text = text
         try:
             self._tree = Parser().parse(text).parsed
+            # it remembers 512 of its own, which would be a hundred megabytes of the longest
+            Parser.purge()
         except _ERRORS as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InvalidPacket(f"expression {_shown(text)}: {reason[:200]}") from None

@@ -42,6 +42,8 @@ LATEST = 900.0
 """Seconds after which one is due whatever is held."""
 MORE = 16 * 1_048_576
 """Bytes that the process has become larger by, after which the system gets back what is free of them."""
+TRIES = 4
+"""So often, where it does not become smaller; then it is as large as it has to be."""
 SHARE = 100
 """So many times as long as one took passes before the next."""
 
@@ -86,7 +88,8 @@ class Collector:
         self._timer: asyncio.TimerHandle | None = None
         self._last = 0.0
         self._took = 0.0
-        self._resident = 0
+        self._floor = 0  # as small as it was when the system last had back what was free
+        self._tries = 0
         self._size = 0  # after the last full collection, less what was held for peers
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -94,7 +97,7 @@ class Collector:
         set_up_memory()
         gc.collect()
         gc.freeze()
-        self._resident = self._size = resident()
+        self._floor = self._size = resident()
         gc.disable()
         self._started = True
         self._spent = time.process_time()
@@ -121,20 +124,29 @@ class Collector:
         self._interval = YOUNG if busy else min(2 * self._interval, IDLE)
         self._young = loop.call_later(self._interval, self._look_at_young, loop)
 
+    def _shrink(self) -> None:
+        if self._let_go is not None:
+            self._let_go()
+        give_back()
+        size = resident()
+        self._tries += 1
+        if size <= self._floor + MORE or self._tries == TRIES:
+            self._tries = 0
+            self._floor = size if size > self._floor + MORE else min(self._floor, size)
+
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         held = self._held()
         size = resident()
-        if held <= self._little and size > self._resident + MORE:
-            if self._let_go is not None:
-                self._let_go()
-            give_back()
-            self._resident = resident()
+        larger = held <= self._little and size > self._floor + MORE
         since = loop.time() - self._last
-        due = since >= max(EVERY, SHARE * self._took) and (held <= self._little or since >= LATEST)
+        every = max(EVERY / 3 if larger else EVERY, SHARE * self._took)
+        due = since >= every and (held <= self._little or since >= LATEST)
         if due or size - held > self._size + MUCH:
             began = time.perf_counter()
             gc.collect()
             self._took = time.perf_counter() - began
             self._size = resident() - held
             self._last = loop.time()
+        if larger:
+            self._shrink()
         self._timer = loop.call_later(EVERY / 6, self._look, loop)
