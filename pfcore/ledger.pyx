@@ -47,6 +47,12 @@ cdef class Ledger:
     def __len__(self):
         return self.count
 
+    @property
+    def bytes_used(self):
+        """Memory of outcomes, index and results: what was touched of it."""
+        cdef int64_t index = 0 if self.index == NULL else (<int64_t>self.mask + 1) * <int64_t>sizeof(uint64_t)
+        return self.capacity * <int64_t>sizeof(Outcome) + index + min(self.written, self.room)
+
     cdef int _grow(self) except -1:
         """Room for more outcomes; only while the ring has not gone round, so places stay what they are."""
         cdef int32_t capacity = self.capacity * 2 if self.capacity else FIRST_CAPACITY

@@ -51,8 +51,8 @@ cdef enum:
     FIRST_READ = 16384
     SMALL_PARTIAL = 65536        # bytes of a partial frame that nobody is charged for
     ENDING = 2000000             # ns of an iteration that links may take to end: one at least
-    QUICK = 250000               # ns: so much is worth a callback that notes it
-    LONG = 1000000               # ns: a batch that took more is smaller the next time; one of half as much may grow
+    QUICK = 250000               # ns: a batch of less may be larger the next time; so much is worth a callback
+    LONG = 1000000               # ns: one that took more will be smaller
     BYTE = 2                     # ns that reading a byte of a large frame takes
     HANDLED = 6                  # ... and that the handling of it takes, once it is whole
     EXPECTED = 60                # ... and may take: what is short may be an announcement, the dearest at 400
@@ -381,7 +381,7 @@ cdef class Link(WSListener):
             self.rests = 1
         if took > LONG and self.quantum > LEAST_READ:
             self.quantum >>= 1
-        self.quick = took < LONG // 2
+        self.quick = took < QUICK
 
     def next_read(self):
         """Bytes that may be read at once just now."""
@@ -645,9 +645,12 @@ cdef class Link(WSListener):
 
     def _wake(self):
         """The engine has output, or an earlier deadline, and no batch is under way."""
+        cdef bint much = self._much()
+        if much:
+            self._count_unsent()  # it waits, and somebody pays for it until then
         if not self.flush_scheduled:
             self.flush_scheduled = True
-            if self._much():
+            if much:
                 self.sharing.put_off(self.sharing.moves, self._on_wake)
             else:
                 self.loop.call_soon(self._on_wake)

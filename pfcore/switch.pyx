@@ -2155,6 +2155,11 @@ cdef class Switch(Acceptor):
         """Outcomes that are known."""
         return sum([len(ledger) for ledger in self.ledgers])
 
+    @property
+    def remembered_bytes(self):
+        """Memory that they take: for each principal at most what `max_remembered` and `max_results` say."""
+        return sum([ledger.bytes_used for ledger in self.ledgers])
+
     def busiest(self, Py_ssize_t most):
         """The routes of which most packets have ended, so many at most, sorted by key: ``[(key, Route)]``.
 

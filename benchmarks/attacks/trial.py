@@ -102,8 +102,13 @@ def figure(metrics: str, name: str) -> int:
     return int(float(found[1])) if found is not None else 0
 
 
-STORED, HELD = "packetflow_stored_bytes", "packetflow_held_bytes"
-"""What outlives links (streams, cache, pools), outside of what an attack may take; and what is charged to someone."""
+STORED, REMEMBERED, HELD = "packetflow_stored_bytes", "packetflow_remembered_bytes", "packetflow_held_bytes"
+"""What outlives links (streams, cache, pools; outcomes), outside of what an attack may take; what someone is charged."""
+
+
+def outliving(metrics: str) -> int:
+    return figure(metrics, STORED) + figure(metrics, REMEMBERED)
+
 
 
 def last_line(log: Path) -> str:
@@ -253,7 +258,7 @@ async def measure(
     await asyncio.sleep(quiet)
     outcome.quiet = await stage.report()
     _, before_metrics = await ask(stage.port, "/metrics")
-    before = Before(stage.resident(), figure(before_metrics, STORED), figure(before_metrics, HELD))
+    before = Before(stage.resident(), outliving(before_metrics), figure(before_metrics, HELD))
 
     async with sampled(stage) as peak:
         signals = [asyncio.Event() for _ in attacks]
@@ -286,7 +291,7 @@ async def _afterwards(stage: Stage, outcome: Outcome, before: Before, left_at: f
             return
         if outcome.recovered == 0.0 and took > 1.0:
             outcome.faults.append(f"metrics took {took:.1f} s")
-        outcome.stored = max(0, figure(text, STORED) - before.stored)
+        outcome.stored = max(0, outliving(text) - before.stored)
         outcome.held = figure(text, HELD) - before.held
         outcome.left = stage.resident() - before.resident - outcome.stored
         outcome.recovered = time.monotonic() - left_at

@@ -23,7 +23,7 @@ from packetflow.state import (
     StoreFull,
     VersionMismatch,
 )
-from packetflow.state.store import NAME_BYTES, _Sorted
+from packetflow.state.store import ITEM_BYTES, NAME_BYTES, _Sorted
 from pfcore.budget import Account, Budget
 
 
@@ -219,7 +219,7 @@ def paid(store: MemoryStore, owner: Account) -> int:
     return (
         sum(slot.cost for slot in slots if slot.owner is owner)
         + sum(log.cost for log in logs if log.owner is owner)
-        + sum(size + 120 for log in logs for _, _, size, whose in log.items if whose is owner)
+        + sum(size + ITEM_BYTES for log in logs for _, _, size, whose in log.items if whose is owner)
     )
 
 

@@ -189,6 +189,7 @@ def _families(gateway: Gateway) -> Iterator[Any]:
         ("packetflow_in_flight", "Packets under way", switch.in_flight),
         ("packetflow_queued", "Packets that wait for a reactor with room", switch.queued),
         ("packetflow_remembered", "Outcomes remembered", switch.remembered),
+        ("packetflow_remembered_bytes", "Memory of the outcomes remembered", switch.remembered_bytes),
     ):
         yield GaugeMetricFamily(name, text, value)
     for name, text, value in (

@@ -26,7 +26,7 @@ log = logging.getLogger("packetflow.state")
 
 NAME_BYTES = 400
 """What a name takes besides its text and value, bytes: entry, slot, its places in tables, an alarm."""
-ITEM_BYTES = 120
+ITEM_BYTES = 180
 """What an item of a log takes besides what its writer counts."""
 
 SAME: Any = object()
