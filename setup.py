@@ -76,7 +76,7 @@ DIRECTIVES = {
     "wraparound": False,
     "cdivision": True,
     "initializedcheck": DEBUG,
-    "nonecheck": DEBUG,
+    "nonecheck": True,
     # plain method descriptors: half the price of a call through Cython's own function type
     "binding": False,
     "embedsignature": True,
