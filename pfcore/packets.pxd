@@ -18,6 +18,7 @@ cdef class Packet:
         readonly int priority    # 1 to 10, 10 most urgent
         readonly object timeout_ms    # int, 1 to 300,000, or None
         readonly object dependencies  # tuple of ids
+        readonly Py_ssize_t size # bytes of its data's JSON as it came; 0 for one that was made here
         bytes address            # `"group":"df","element":"transform"`, or None until needed
         object _metadata         # dict, or bytes not yet decoded, or None
 

@@ -11,6 +11,7 @@ from pfcore.cpythonx cimport PyLong_AsLongLongAndOverflow, PyUnicode_AsUTF8AndSi
 from pfcore.ids cimport ID_LENGTH, write_id
 from pfcore.reader cimport (
     DEFAULT_PRIORITY,
+    F_DATA,
     F_DEPENDENCIES,
     F_ID,
     F_METADATA,
@@ -64,7 +65,8 @@ cdef class Packet:
     `timeout_ms`: 1 to 300,000, from acceptance to answer (default: 29,500 on
     the receiving side). `dependencies`: ids of packets that must have succeeded
     first, at most 64. `metadata`: an object. `id`: 1 to 128 bytes, by default a
-    fresh UUIDv4. Specification section 1. Raises `InvalidPacket`.
+    fresh UUIDv4. `size`: bytes of the data's JSON in a packet that came, else 0.
+    Specification section 1. Raises `InvalidPacket`.
     """
 
     def __init__(self, group, element, data=None, *, priority=None, timeout_ms=None,
@@ -213,6 +215,7 @@ cdef Packet new_packet(FrameReader reader, object data):
     packet.group = group_code(reader.group)
     packet.element = text_to_str(reader.element.p, reader.element.n, True)
     packet.data = data
+    packet.size = reader.fields[<int>F_DATA].n
     packet.priority = reader.priority
     packet.timeout_ms = None if reader.timeout_ms == 0 else reader.timeout_ms
     span = &reader.fields[<int>F_DEPENDENCIES]

@@ -80,7 +80,7 @@ class Host:
         one = STANDARD[key]
         try:
             request = msgspec.json.decode(raw, type=one.request)
-            data = await self.runtime.run(one, request, len(raw), packet, caller)
+            data = await self.runtime.run(one, request, packet, caller)
         except PacketFlowError as error:
             return Result(packet.id, "error", error={"code": error.code, "message": error.message})
         return Result(packet.id, data=msgspec.Raw(msgspec.json.encode(data)))
@@ -216,7 +216,7 @@ class Accounts(RuleBasedStateMachine):
             try:
                 request = msgspec.json.decode(raw, type=one.request)
                 async with asyncio.timeout(0.1):
-                    return msgspec.json.encode(await self.runtime.run(one, request, len(raw), wire, link))  # type: ignore[arg-type]
+                    return msgspec.json.encode(await self.runtime.run(one, request, wire, link))  # type: ignore[arg-type]
             except (PacketFlowError, TimeoutError) as error:
                 return error
 
@@ -339,7 +339,7 @@ def test_waiting_packets_are_paid_for_with_their_metadata(kind: str) -> None:
         for _ in range(20):
             packet = Packet("cf", "gate", None, metadata=metadata)
             request = STANDARD[kind].request(gate="g", action="wait")  # type: ignore[call-arg]
-            tasks.append(loop.create_task(runtime.run(STANDARD[kind], request, 30, packet, link)))  # type: ignore[arg-type]
+            tasks.append(loop.create_task(runtime.run(STANDARD[kind], request, packet, link)))  # type: ignore[arg-type]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         return tasks

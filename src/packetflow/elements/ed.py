@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -18,6 +17,7 @@ from packetflow.elements.runtime import Call, Int, Request, Standing, Step, chec
 from packetflow.errors import InvalidPacket, PacketFlowError
 from packetflow.state import Alarm, Patterns
 from pfcore.budget import Account
+from pfcore.ids import new_id
 
 __all__ = ["ELEMENTS"]
 
@@ -218,7 +218,7 @@ async def react(call: Call, request: React) -> Any:
     if request.event is None or request.packet is None:
         raise InvalidPacket("expected event and packet, or cancel")
     pattern = check_name("event", request.event)
-    reaction_id = str(uuid.uuid4()) if request.id is None else check_name("id", request.id)
+    reaction_id = new_id() if request.id is None else check_name("id", request.id)
     call.check_steps(1)
     _Reaction(call, reaction_id, request.packet, pattern)
     return {"reaction": reaction_id}
@@ -307,7 +307,7 @@ async def timer(call: Call, request: Timer) -> Any:
     first = _first(call, request)
     if request.count is not None and (request.every_ms is None or request.count < 1):
         raise InvalidPacket("count: expected 1 or more, with every_ms")
-    timer_id = str(uuid.uuid4()) if request.id is None else check_name("id", request.id)
+    timer_id = new_id() if request.id is None else check_name("id", request.id)
     call.check_steps(1)
     every = request.every_ms / 1000 if request.every_ms is not None else None
     _Timer(call, timer_id, request.packet, first, every, request.count)

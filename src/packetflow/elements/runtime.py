@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 
@@ -183,13 +183,6 @@ class _Nest:
     cause: Cause
 
 
-class _Received(NamedTuple):
-    """The data of a packet as an element takes it, and how many bytes it had."""
-
-    request: Any
-    size: int
-
-
 Function = Callable[["Call", Any], Awaitable[Any]]
 
 
@@ -278,23 +271,25 @@ class Runtime:
         return [self._handler(one) for one in self.elements.values()]
 
     def _handler(self, one: Element) -> Handler:
-        def handle(received: _Received, packet: Packet, caller: Member | Principal) -> Awaitable[Any]:
-            return self.run(one, received.request, received.size, packet, caller)
-
-        decode_some: Callable[[bytes], Any] = msgspec.json.Decoder(one.request).decode
+        decode: Callable[[bytes], Any] = msgspec.json.Decoder(one.request).decode
         # data absent says as little as an empty object
         optional = not any(field.required for field in msgspec.structs.fields(one.request))
 
-        def decode(data: bytes) -> _Received:
-            request = one.request() if optional and data == b"null" else decode_some(data)
-            return _Received(request, len(data))
+        def decode_optional(data: bytes) -> Any:
+            return one.request() if data == b"null" else decode(data)
 
-        return Handler(one.group, one.name, handle, decoder=decode, free=True, wants_caller=True)
+        return Handler(
+            one.group,
+            one.name,
+            functools.partial(self.run, one),
+            decoder=decode_optional if optional else decode,
+            free=True,
+            wants_caller=True,
+        )
 
-    async def run(self, one: Element, request: Any, size: int, packet: Packet, caller: Member | Principal) -> Any:
+    async def run(self, one: Element, request: Any, packet: Packet, caller: Member | Principal) -> Any:
         """One packet of an element: its bytes are its owner's until it ends, whatever the way."""
         call = Call(self, packet, caller)
-        call.hold(CALL_BYTES + size + (len(call.metadata) if call.metadata is not None else 0))
         try:
             return await one.function(call, request)
         except PacketFlowError as error:
@@ -351,13 +346,13 @@ class Call:
     __slots__ = (
         "_below",
         "_caller",
+        "_cause",
         "_ended",
         "_held",
         "_kept",
         "_session",
         "account",
         "begun",
-        "cause",
         "deadline",
         "depth",
         "id",
@@ -371,31 +366,30 @@ class Call:
         self.runtime = runtime
         self.id = packet.id
         self.priority = packet.priority
-        self.metadata = packet.raw_metadata
+        self.metadata = metadata = packet.raw_metadata
         self._caller = caller
         self._session: Session | None = None
         self._below: _Nest | None = None
-        self._held = 0
-        self._kept = 0
+        self._held = self._kept = 0
         self._ended = False
         self.begun = 0
         """Steps that have begun, as far as is known: all that were submitted and not refused."""
-        self.deadline = runtime.alarms.now() + (packet.timeout_ms or DEFAULT_TIMEOUT_MS) / 1000
-        nest = runtime.nests.get(packet.id) if runtime.nests else None
-        if nest is not None and _principal(caller) is nest.principal:
-            self.principal = nest.principal
+        self.deadline = runtime.loop.time() + (packet.timeout_ms or DEFAULT_TIMEOUT_MS) / 1000
+        principal = caller if type(caller) is Principal else caller.principal
+        nest = runtime.nests.get(self.id) if runtime.nests else None
+        if nest is not None and principal is nest.principal:
             self.account = nest.account
             self._session = nest.session
             self.depth = nest.depth
-            self.cause = nest.cause
+            self._cause: Cause | None = nest.cause
             if self.depth > runtime.bounds.nesting:
                 raise InvalidPacket(f"elements are nested {self.depth} deep, at most {runtime.bounds.nesting} may be")
         else:
-            self.principal = _principal(caller)
-            account = caller.account
-            self.account = runtime.orphans if account is None else account
+            self.account = caller.account or runtime.orphans
             self.depth = 1
-            self.cause = Cause(runtime.bounds)
+            self._cause = None
+        self.principal = principal
+        self.hold(CALL_BYTES + packet.size + (0 if metadata is None else len(metadata)))
 
     @classmethod
     def of(cls, standing: Standing, depth: int, cause: Cause) -> Call:
@@ -417,8 +411,16 @@ class Call:
         call._ended = False
         call.deadline = 0.0
         call.depth = depth
-        call.cause = cause
+        call._cause = cause
         return call
+
+    @property
+    def cause(self) -> Cause:
+        """What its outermost packet has set off."""
+        # most packets set nothing off
+        if self._cause is None:
+            self._cause = Cause(self.runtime.bounds)
+        return self._cause
 
     @property
     def store(self) -> Store:
@@ -483,9 +485,10 @@ class Call:
         """It holds nothing any more."""
         self._ended = True
         held, self._held = self._held, 0
-        kept, self._kept = self._kept, 0
         self.account.release(held)
-        self.cause.give_back(kept)
+        if self._kept:
+            kept, self._kept = self._kept, 0
+            self.cause.give_back(kept)
 
     # -- time
 
@@ -840,10 +843,6 @@ def _refers(data: bytes) -> bool:
     return b'"$' in data or b"\\u0024" in data
 
 
-def _principal(caller: Member | Principal) -> Principal:
-    return caller if isinstance(caller, Principal) else caller.principal
-
-
 def key_of(*names: str) -> str:
     """One name for the store of several, whatever is in them; those with the same first ones have one prefix."""
     return "".join([f"{len(name)}:{name}:" for name in names[:-1]]) + names[-1]
@@ -874,7 +873,7 @@ def error_of(code: str, message: str, details: Any = None) -> msgspec.Raw:
 
 def check_name(what: str, name: str) -> str:
     """A name of 1 to 256 bytes."""
-    if not 1 <= len(name.encode()) <= MAX_NAME:
+    if not 1 <= (len(name) if name.isascii() else len(name.encode())) <= MAX_NAME:
         raise InvalidPacket(f"{what}: expected a name of 1 to {MAX_NAME} bytes, got {len(name.encode())}")
     return name
 

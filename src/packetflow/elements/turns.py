@@ -5,7 +5,7 @@ Before each piece of work (a step, an expression, a timer's firing) its call ask
 iteration of the loop is not used up and nobody waits, that is one look at the
 clock. Whoever waits stands in the queue of his account, and is resumed by the
 next round, which is one slice long: always the first of the account that has
-had least time so far. What a piece of work took is measured, so an account whose
+had least time so far, who may go on for a tenth of the slice. What a piece of work took is measured, so an account whose
 pieces are long has fewer of them; after one that was longer than the slice it
 rests for as many iterations of the loop, so that others get on in between: where
 there are none, those pass in no time. It knows nothing of packets.
@@ -31,6 +31,8 @@ log = logging.getLogger("packetflow.elements")
 
 SLICE = 0.001
 """Seconds of an iteration of the loop that the elements' work may take."""
+QUANTUM = 0.0001
+"""Seconds that whoever is resumed may go on for, however many wait: a place in the queue costs some microseconds."""
 MAX_DEBTS = 4096
 MAX_REST = 16
 """Iterations of the loop that an account rests at most after a long piece of work."""
@@ -135,6 +137,8 @@ class Turns:
         self._later = later or loop.call_soon
         self._ends = 0.0  # of the present slice; meaningful while a round is scheduled
         self._scheduled = False  # a round is
+        self._served: Account | None = None  # whose piece a round has resumed, as long as that runs
+        self._goes_on_until = 0.0
         self._queues: dict[Account, _Queue] = {}
         self._order: list[tuple[float, int, _Queue]] = []
         self._numbers = itertools.count()
@@ -152,6 +156,8 @@ class Turns:
 
     def spent(self, account: Account) -> bool:
         """Must a piece of this account's work wait for its turn?"""
+        if account is self._served:
+            return self._clock() >= self._goes_on_until
         if self._queues or (self._resting and self._resting.get(account, 0) > self._rounds):
             return True
         now = self._clock()
@@ -245,6 +251,8 @@ class Turns:
                 continue
             self._had = max(self._had, had)
             one = queue.waiting.popleft()
+            self._served = queue.account
+            self._goes_on_until = min(self._ends, now + QUANTUM)
             try:
                 if isinstance(one, Turn):
                     if not one.done():
@@ -254,6 +262,7 @@ class Turns:
             except Exception:
                 log.exception("a piece of work failed")
             finally:
+                self._served = None
                 before, now = now, self._clock()
                 queue.had += now - before
                 self._rest(queue.account, now - before)

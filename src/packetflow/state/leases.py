@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -11,6 +10,7 @@ from packetflow.errors import Overloaded
 from packetflow.state.alarms import Alarm, Alarms
 from packetflow.state.sessions import Session
 from pfcore.budget import Account
+from pfcore.ids import new_id
 
 __all__ = ["Lease", "Leases"]
 
@@ -37,7 +37,7 @@ class Lease:
         account: Account | None,
     ) -> None:
         self.account = account
-        self.id = str(uuid.uuid4())
+        self.id = new_id()
         self.kind = kind
         self.name = name
         self.principal = principal

@@ -326,7 +326,7 @@ class MemoryStore:
         slot = names.slots.get(name) if names is not None else None
         if names is None or slot is None:
             return None
-        if names.evicts:
+        if names.bytes_bound is not None:
             names.used(name, slot)
         return slot.entry
 
