@@ -5,10 +5,11 @@ Before each piece of work (a step, an expression, a timer's firing) its call ask
 iteration of the loop is not used up and nobody waits, that is one look at the
 clock. Whoever waits stands in the queue of his account, and is resumed by the
 next round, which is one slice long: always the first of the account that has
-had least time so far, who may go on for a tenth of the slice. What a piece of work took is measured, so an account whose
-pieces are long has fewer of them; after one that was longer than the slice it
-rests for as many iterations of the loop, so that others get on in between: where
-there are none, those pass in no time. It knows nothing of packets.
+had least time so far, who may go on for a tenth of the slice. What a piece of
+work took is measured, so an account whose pieces are long has fewer of them;
+after one that was longer than the slice it rests for as many iterations of the
+loop, so that others get on in between: where there are none, those pass in no
+time. It knows nothing of packets.
 """
 
 from __future__ import annotations
