@@ -11,37 +11,13 @@ Switches by environment:
 
 import os
 import sys
+from pathlib import Path
 
 import picows
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = (
-    "clock",
-    "scan",
-    "ids",
-    "reader",
-    "packets",
-    "buffers",
-    "writer",
-    "frames",
-    "heap",
-    "pending",
-    "keys",
-    "budget",
-    "fair",
-    "ledger",
-    "reply",
-    "engine",
-    "dispatch",
-    "flights",
-    "switch",
-    "link",
-    "loopback",
-    "client",
-    "audit",
-)
-MODULES = tuple(m for m in MODULES if os.path.exists(f"pfcore/{m}.pyx"))
+MODULES = sorted(".".join(path.with_suffix("").parts) for path in Path("pfcore").rglob("*.pyx"))
 
 DEBUG = os.environ.get("PFCORE_DEBUG") == "1"
 SANITIZE = os.environ.get("PFCORE_SANITIZE") == "1"
@@ -84,9 +60,9 @@ DIRECTIVES = {
 
 extensions = [
     Extension(
-        f"pfcore.{name}",
-        [f"pfcore/{name}.pyx"],
-        depends=["pfcore/bytes_ops.h", "pfcore/clock.h", "pfcore/cpythonx.h", "pfcore/terms.h"],
+        name,
+        [name.replace(".", "/") + ".pyx"],
+        depends=[str(path) for path in Path("pfcore").rglob("*.h")],
         include_dirs=["pfcore"],
         extra_compile_args=compile_args,
         extra_link_args=link_args,

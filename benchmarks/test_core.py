@@ -17,10 +17,10 @@ import orjson
 import pytest
 
 from benchmarks.workload import OBJECT
-from pfcore.frames import decode_message, encode_message, scan_repeatedly
-from pfcore.heap import PriorityHeap
-from pfcore.packets import Packet
-from pfcore.pending import PendingTable
+from pfcore.link.pending import PendingTable
+from pfcore.memory.heap import PriorityHeap
+from pfcore.wire.frames import decode_message, encode_message, scan_repeatedly
+from pfcore.wire.packets import Packet
 
 ID = "550e8400-e29b-41d4-a716-446655440000"
 

@@ -8,8 +8,8 @@ with atheris.instrument_imports(include=["pfcore"]):
     import msgspec
 
     from pfcore.errors import InvalidPacket
-    from pfcore.frames import decode_message, encode_message
-    from pfcore.scan import validate
+    from pfcore.wire.frames import decode_message, encode_message
+    from pfcore.wire.scan import validate
 
 
 def json_by_msgspec(data: bytes) -> bool:

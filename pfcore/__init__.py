@@ -1,14 +1,14 @@
 """The compiled core of PacketFlow: it knows bytes, memory and order.
 
-The parts that are of use by themselves are here; the others (`pfcore.engine`,
-`pfcore.dispatch`, `pfcore.link`, `pfcore.client`) serve ``packetflow``.
+The parts that are of use by themselves are here; the others (`pfcore.link.engine`,
+`pfcore.work.dispatch`, `pfcore.link.websocket`, `pfcore.client`) serve ``packetflow``.
 """
 
 from pfcore.errors import InvalidPacket, PacketFlowError
-from pfcore.frames import decode_message, encode_message
-from pfcore.heap import PriorityHeap
-from pfcore.packets import Message, Packet, Result
-from pfcore.pending import PendingTable
+from pfcore.link.pending import PendingTable
+from pfcore.memory.heap import PriorityHeap
+from pfcore.wire.frames import decode_message, encode_message
+from pfcore.wire.packets import Message, Packet, Result
 
 __all__ = [
     "InvalidPacket",

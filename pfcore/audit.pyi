@@ -2,14 +2,14 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from pfcore.budget import Account
-from pfcore.engine import Engine
-from pfcore.heap import PriorityHeap
-from pfcore.ledger import Ledger
-from pfcore.pending import PendingTable
-from pfcore.switch import Switch
+from pfcore.link.engine import Engine
+from pfcore.link.pending import PendingTable
+from pfcore.memory.budget import Account
+from pfcore.memory.heap import PriorityHeap
+from pfcore.route.ledger import Ledger
+from pfcore.route.switch import Switch
 
-__all__ = ["audit", "audit_heap", "audit_ledger", "audit_table", "deliver", "in_flight"]
+__all__ = ["audit", "audit_heap", "audit_ledger", "audit_table", "in_flight"]
 
 def audit_table(table: PendingTable, name: str = "table") -> list[str]: ...
 def audit_heap(heap: PriorityHeap, name: str = "heap") -> list[str]: ...
@@ -23,4 +23,3 @@ def audit(
     accounts: Iterable[Account] = (),
     at_rest: bool = False,
 ) -> list[str]: ...
-def deliver(engine: Engine, messages: Iterable[bytes], now: int) -> None: ...

@@ -1,30 +1,28 @@
 """Do the tables of a gateway agree with one another? For tests, fuzzing and debugging: slow, and changes nothing.
 
-`deliver` hands an engine messages that arrived together, as its link does: a
-simulation's links have no sockets.
-
 Each check is a function of its own, which appends sentences to a list of what
 is wrong; an empty list is what everyone wants. `audit` runs them all over a
 switch, its dispatcher and its links, between two batches: inside one, a
 structure may rightly be half-way.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
-from pfcore.budget cimport Account, Budget
-from pfcore.dispatch cimport Dispatcher, Job, Lane, Worker
-from pfcore.engine cimport Engine, EngineState
-from pfcore.fair cimport FairQueue, Turn
-from pfcore.flights cimport Asked, Flight, FlightState, Member, Route
-from pfcore.heap cimport HeapEntry, PriorityHeap
-from pfcore.keys cimport Keyed, KeyTable
-from pfcore.ledger cimport Ledger
-from pfcore.pending cimport LEVELS, TICK_BITS, WHEEL_SLOTS, Entry, PendingTable
-from pfcore.reply cimport Reply, ReplyState
-from pfcore.switch cimport Switch
+from pfcore.link.engine cimport Engine, EngineState
+from pfcore.link.pending cimport LEVELS, TICK_BITS, WHEEL_SLOTS, Entry, PendingTable
+from pfcore.link.reply cimport Reply, ReplyState
+from pfcore.memory.budget cimport Account, Budget
+from pfcore.memory.heap cimport HeapEntry, PriorityHeap
+from pfcore.route.flights cimport Asked, Flight, FlightState, Member, Route
+from pfcore.route.ledger cimport Ledger
+from pfcore.route.switch cimport Switch
+from pfcore.work.dispatch cimport Dispatcher
+from pfcore.work.fair cimport FairQueue, Turn
+from pfcore.work.keys cimport Keyed, KeyTable
+from pfcore.work.worker cimport Job, Lane, Worker
 
-__all__ = ["audit", "audit_heap", "audit_ledger", "audit_table", "deliver", "in_flight"]
+__all__ = ["audit", "audit_heap", "audit_ledger", "audit_table", "in_flight"]
 
 cdef tuple _STATES = ("free", "waiting", "queued", "sent", "local")
 
@@ -206,8 +204,8 @@ cdef object _label(Switch switch, Flight flight):
 
 
 cdef bint _lives(Switch switch, Member member):
-    return member is not None and (not member.gone and switch.members.get(member.engine) is member
-                                   or member.gone and member in switch.leaving)
+    return member is not None and (not member.gone and switch.membership.members.get(member.engine) is member
+                                   or member.gone and member in switch.membership.leaving)
 
 
 def _check_flights(Switch switch, list wrong):
@@ -232,14 +230,15 @@ def _check_flights(Switch switch, list wrong):
             continue
         if flight.account is None or flight.cost < 0:
             wrong.append(f"{label}: nobody pays for it")
-        if flight.route is not switch.question and switch.routes.by_key.get(flight.route.key) is not flight.route:
+        if flight.route is not switch.newcomers.question \
+                and switch.directory.routes.by_key.get(flight.route.key) is not flight.route:
             wrong.append(f"{label}: its route has been forgotten")
         if flight.origin is not None and not _lives(switch, flight.origin):
             wrong.append(f"{label}: its submitter's link has gone, and it does not know")
         if flight.deadline != switch.table.entries[<int32_t>slot].deadline:
             wrong.append(f"{label} has another deadline than the table")
         if (flight.own_id is not None) != (
-                switch.renamed.get((flight.principal.number, flight.own_id)) is flight):
+                switch.flights.renamed.get((flight.principal.number, flight.own_id)) is flight):
             wrong.append(f"{label}: the table of renamed ids does not agree")
         _check_state(switch, flight, label, wrong)
 
@@ -254,7 +253,8 @@ cdef int _check_state(Switch switch, Flight flight, object label, list wrong) ex
         wrong.append(f"{label}: its job and its state do not agree")
     if bool(flight.needs) != (flight.state == FlightState.WAITING) and not (
             # the last of them has ended, and its turn has not come yet
-            flight.state == FlightState.WAITING and (flight, flight.seq) in [entry[:2] for entry in switch.ready]):
+            flight.state == FlightState.WAITING
+            and (flight, flight.seq) in [entry[:2] for entry in switch.dependencies.ready]):
         wrong.append(f"{label}: needs {flight.needs}")
     if flight.state == FlightState.SENT and flight.target is not None:
         if not _lives(switch, flight.target):
@@ -271,8 +271,9 @@ cdef int _check_state(Switch switch, Flight flight, object label, list wrong) ex
 cdef int _check_queued(Switch switch, Flight flight, object label, list wrong) except -1:
     if flight.entry.home != <void*>flight.home or flight.entry.item is not flight:
         wrong.append(f"{label} is not in the queue that it believes to be in")
-    if flight.home is not flight.route.queue and flight.home is not switch.curious and not any(
-            (<Member>member).queue is flight.home for member in [*switch.members.values(), *switch.leaving]):
+    if flight.home is not flight.route.queue and flight.home is not switch.newcomers.curious and not any(
+            (<Member>member).queue is flight.home
+            for member in [*switch.membership.members.values(), *switch.membership.leaving]):
         wrong.append(f"{label} is in nobody's queue")
     return 0
 
@@ -299,21 +300,21 @@ def _check_awaited(Switch switch, list wrong):
         if flight.state == FlightState.WAITING:
             for needed in flight.needs or ():
                 expected.setdefault((flight.principal.number, needed), []).append(flight)
-    for number, needs, flight in switch.unwanted:
+    for number, needs, flight in switch.dependencies.unwanted:
         for needed in needs:
-            if flight in switch.awaited.get((number, needed), ()) and \
+            if flight in switch.dependencies.awaited.get((number, needed), ()) and \
                     flight not in expected.setdefault((number, needed), []):
                 expected[(number, needed)].append(flight)
-    for key in expected.keys() | switch.awaited.keys():
-        there = sorted(map(id, switch.awaited.get(key, ())))
+    for key in expected.keys() | switch.dependencies.awaited.keys():
+        there = sorted(map(id, switch.dependencies.awaited.get(key, ())))
         if there != sorted(map(id, expected.get(key, ()))) or not there:
             wrong.append(f"{len(there)} flights stand under the need {key}, {len(expected.get(key, ()))} have it")
-    if switch.starting or (switch.ready and switch.armed < 0):
-        wrong.append(f"{len(switch.ready)} flights whose needs have ended were not started")
-    if switch.leaving and switch.armed < 0:
-        wrong.append(f"{len(switch.leaving)} that have gone have flights, and nobody will end them")
-    if switch.unwanted and switch.armed < 0:
-        wrong.append(f"{len(switch.unwanted)} entries that nobody needs are not taken off")
+    if switch.dependencies.starting or (switch.dependencies.ready and switch.armed < 0):
+        wrong.append(f"{len(switch.dependencies.ready)} flights whose needs have ended were not started")
+    if switch.membership.leaving and switch.armed < 0:
+        wrong.append(f"{len(switch.membership.leaving)} that have gone have flights, and nobody will end them")
+    if switch.dependencies.unwanted and switch.armed < 0:
+        wrong.append(f"{len(switch.dependencies.unwanted)} entries that nobody needs are not taken off")
 
 
 def _check_counts(Switch switch, list wrong):
@@ -332,7 +333,7 @@ def _check_counts(Switch switch, list wrong):
             outstanding[flight.target] = outstanding.get(flight.target, 0) + 1
         if flight.route is not None:
             under_way[flight.route] = under_way.get(flight.route, 0) + 1
-    for member in [*switch.members.values(), *switch.leaving]:
+    for member in [*switch.membership.members.values(), *switch.membership.leaving]:
         if member.submitted != submitted.get(member, 0):
             wrong.append(f"{_name(member)}: {submitted.get(member, 0)} flights of its own, the count says"
                          f" {member.submitted}")
@@ -345,18 +346,19 @@ def _check_counts(Switch switch, list wrong):
         if member.engine.routed != member.outstanding:
             wrong.append(f"{_name(member)}: its engine counts {member.engine.routed} flights,"
                          f" it has {member.outstanding}")
-    for route in switch.routes.by_key.values():
+    for route in switch.directory.routes.by_key.values():
         if route.flights != under_way.get(route, 0):
             wrong.append(f"route {route.key}: {under_way.get(route, 0)} flights, the count says {route.flights}")
         in_heaps += len(route.queue)
-    in_heaps += len(switch.curious)
-    if switch.question.flights != under_way.get(switch.question, 0):
-        wrong.append(f"{switch.question.flights} questions, {under_way.get(switch.question, 0)} are under way")
-    if switch.held_bytes != held:
-        wrong.append(f"{held} bytes of payloads are held, the count says {switch.held_bytes}")
-    if not queued == in_heaps == switch.queued:
-        wrong.append(f"{queued} flights are queued, {in_heaps} stand in queues, the count says {switch.queued}")
-    for _, flight in switch.renamed.items():
+    in_heaps += len(switch.newcomers.curious)
+    if switch.newcomers.question.flights != under_way.get(switch.newcomers.question, 0):
+        wrong.append(f"{switch.newcomers.question.flights} questions,"
+                     f" {under_way.get(switch.newcomers.question, 0)} are under way")
+    if switch.kept.bytes != held:
+        wrong.append(f"{held} bytes of payloads are held, the count says {switch.kept.bytes}")
+    if not queued == in_heaps == switch.queues.count:
+        wrong.append(f"{queued} flights are queued, {in_heaps} stand in queues, the count says {switch.queues.count}")
+    for _, flight in switch.flights.renamed.items():
         if flight.state == FlightState.FREE or flight.own_id is None:
             wrong.append("a flight that is over stands among the renamed")
 
@@ -379,7 +381,7 @@ def _check_routes(Switch switch, list wrong):
     """Routes and members know each other."""
     cdef Route route
     cdef Member member
-    cdef KeyTable routes = switch.routes
+    cdef KeyTable routes = switch.directory.routes
     for route in routes.by_key.values():
         if len(set(map(id, route.members))) != len(route.members):
             wrong.append(f"route {route.key} has a member twice")
@@ -398,7 +400,7 @@ def _check_routes(Switch switch, list wrong):
         for _, item in _items(route.queue):
             if not isinstance(item, Flight) or (<Flight>item).home is not route.queue:
                 wrong.append(f"the queue of {route.key} has {item!r}")
-    for place, route in enumerate(switch.queued_routes):
+    for place, route in enumerate(switch.queues.routes):
         if route.queued_at != place:
             wrong.append(f"route {route.key} does not know its place among those with a queue")
         if routes.by_key.get(route.key) is not route:
@@ -413,21 +415,22 @@ def _check_members(Switch switch, list wrong):
     cdef Member member
     cdef Engine engine
     cdef Route route
-    for engine, member in switch.members.items():
+    for engine, member in switch.membership.members.items():
         name = _name(member)
         if member.engine is not engine or engine.member is not member or member.gone:
             wrong.append(f"{name}: it and its engine do not know each other")
         if engine.state != EngineState.OPEN:
             wrong.append(f"{name}: its connection is {engine.state_name}")
         for route in member.routes:
-            if member not in route.members or switch.routes.by_key.get(route.key) is not route:
+            if member not in route.members or switch.directory.routes.by_key.get(route.key) is not route:
                 wrong.append(f"{name} is not among the members of its route {route.key}")
-        if (not member.listed and member.asked == Asked.ANSWERED) != (member in switch.unlisted):
+        if (not member.listed and member.asked == Asked.ANSWERED) != (member in switch.newcomers.unlisted):
             wrong.append(f"{name}: announces {'some' if member.listed else 'no'}thing, and is in the other list")
-        if (not member.listed and member.asked == Asked.NOT_YET) != (member in switch.unasked):
-            wrong.append(f"{name}: asked {member.asked}, among those yet to be asked: {member in switch.unasked}")
-        if (not member.listed and member.asked == Asked.IN_FLIGHT) != (member in switch.asked):
-            wrong.append(f"{name}: asked {member.asked}, among those asked: {member in switch.asked}")
+        if (not member.listed and member.asked == Asked.NOT_YET) != (member in switch.newcomers.unasked):
+            wrong.append(f"{name}: asked {member.asked}, among those yet to be asked:"
+                         f" {member in switch.newcomers.unasked}")
+        if (not member.listed and member.asked == Asked.IN_FLIGHT) != (member in switch.newcomers.asked):
+            wrong.append(f"{name}: asked {member.asked}, among those asked: {member in switch.newcomers.asked}")
         if member.dirty != any(one is member for one in switch.dirty):
             wrong.append(f"{name} has output, and nobody will flush it")
         if member.queue is not None:
@@ -435,17 +438,17 @@ def _check_members(Switch switch, list wrong):
             for _, item in _items(member.queue):
                 if not isinstance(item, Flight) or (<Flight>item).home is not member.queue:
                     wrong.append(f"the queue of {name} has {item!r}")
-    if len(switch.unlisted) + len(switch.unasked) + len(switch.asked) > sum(
-            not (<Member>one).listed for one in switch.members.values()):
+    if len(switch.newcomers.unlisted) + len(switch.newcomers.unasked) + len(switch.newcomers.asked) > sum(
+            not (<Member>one).listed for one in switch.membership.members.values()):
         wrong.append("one that has gone, or announces something, is among those that announce nothing")
 
 
 def _check_pool(Switch switch, list wrong):
     """Flights to be used again have nothing of their last use."""
     cdef Flight flight
-    if len(set(map(id, switch.pool))) != len(switch.pool):
+    if len(set(map(id, switch.flights.pool))) != len(switch.flights.pool):
         wrong.append("a flight is in the pool twice")
-    for flight in switch.pool:
+    for flight in switch.flights.pool:
         if (flight.state != FlightState.FREE or flight.held != NULL or flight.entry is not None
                 or [one for one in (flight.origin, flight.target, flight.engine, flight.job, flight.principal,
                                     flight.route, flight.home, flight.attached, flight.tried, flight.needs,
@@ -458,9 +461,9 @@ def _check_switch(Switch switch, list wrong):
     cdef Flight flight
     if switch.in_batch or switch.dirty:
         wrong.append(f"the switch is in a batch, with {len(switch.dirty)} links to flush")
-    if switch.accepting is not None or switch.accepting_id != NULL or switch.running_held is not None:
+    if switch.local.incoming != NULL or switch.local.accepting is not None or switch.local.running is not None:
         wrong.append("a packet is with the dispatcher still")
-    if switch.idle is not None and switch.table.count == switch.question.flights and not switch.idle.done():
+    if switch.idle is not None and switch.table.count == switch.newcomers.question.flights and not switch.idle.done():
         wrong.append("nothing is under way, and who waits for that was not told")
     for flight in _flights(switch):
         if switch.armed < 0 or switch.armed > flight.deadline + (<int64_t>1 << TICK_BITS):
@@ -525,7 +528,7 @@ def in_flight(Switch switch not None):
     """
     cdef Member member
     cdef dict found = {}
-    for member in switch.members.values():
+    for member in switch.membership.members.values():
         found[member.engine] = (member.outstanding, member.engine.in_flight, member.window,
                                 member.engine.peer_window > 0)
     return found
@@ -644,7 +647,7 @@ cdef Py_ssize_t _questions(Switch switch, Account account):
     cdef Flight flight
     cdef Py_ssize_t count = 0
     for flight in _flights(switch):
-        if flight.route is switch.question and flight.account is account:
+        if flight.route is switch.newcomers.question and flight.account is account:
             count += 1
     return count
 
@@ -656,13 +659,13 @@ def _check_rest(Switch switch, list engines, list accounts, list wrong):
     cdef Account account
     cdef Flight flight
     for flight in _flights(switch):
-        if flight.route is not switch.question:
+        if flight.route is not switch.newcomers.question:
             wrong.append(f"{_label(switch, flight)} is left")
-    for name, left in (("renamed ids", switch.renamed), ("needs", switch.awaited),
-                       ("routes with a queue", switch.queued_routes), ("lanes", dispatcher.lanes)):
+    for name, left in (("renamed ids", switch.flights.renamed), ("needs", switch.dependencies.awaited),
+                       ("routes with a queue", switch.queues.routes), ("lanes", dispatcher.lanes)):
         if left:
             wrong.append(f"{len(left)} {name} are left")
-    for name, number in (("bytes of payloads", switch.held_bytes), ("queued flights", switch.queued),
+    for name, number in (("bytes of payloads", switch.kept.bytes), ("queued flights", switch.queues.count),
                          ("running handlers", dispatcher.running), ("waiting handlers", dispatcher.waiting),
                          ("queued jobs", dispatcher.queued_jobs), ("bytes of queued jobs", dispatcher.queue_bytes)):
         if number:
@@ -689,11 +692,11 @@ def audit(Switch switch not None, *, engines=(), tasks=(), accounts=(), bint at_
     """
     cdef list wrong = []
     cdef Member member
-    cdef list everyone = list(dict.fromkeys([*switch.members, *engines]))
+    cdef list everyone = list(dict.fromkeys([*switch.membership.members, *engines]))
     cdef list workers = [coro for coro in [task.get_coro() for task in tasks] if isinstance(coro, Worker)]
     cdef list all_accounts
     cdef dict known = {}
-    for member in switch.members.values():
+    for member in switch.membership.members.values():
         known[id(member.account)] = member.account
     for account in accounts:
         known[id(account)] = account
@@ -708,7 +711,7 @@ def audit(Switch switch not None, *, engines=(), tasks=(), accounts=(), bint at_
     _check_members(switch, wrong)
     _check_pool(switch, wrong)
     _check_switch(switch, wrong)
-    for ledger in switch.ledgers:
+    for ledger in switch.outcomes.ledgers:
         wrong += audit_ledger(ledger)
     for place, engine in enumerate(everyone):
         member = <Member>(<Engine?>engine).member
@@ -719,24 +722,3 @@ def audit(Switch switch not None, *, engines=(), tasks=(), accounts=(), bint at_
     if at_rest:
         _check_rest(switch, everyone, all_accounts, wrong)
     return wrong
-
-
-def deliver(Engine engine not None, messages, int64_t now):
-    """Messages that arrived together: one batch, ended whatever a message raises. Raises what one raised."""
-    cdef bytes message
-    engine.in_batch = True
-    engine.now = now
-    if engine.acceptor is not None:
-        engine.acceptor.begin_batch(now)
-    try:
-        for message in messages:
-            engine.receive(<const unsigned char*>PyBytes_AS_STRING(message), PyBytes_GET_SIZE(message), now)
-    finally:
-        try:
-            if engine.acceptor is not None:
-                engine.acceptor.end_batch()
-            while engine.fire_ready():
-                pass
-            engine.pump(now)
-        finally:
-            engine.in_batch = False

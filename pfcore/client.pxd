@@ -6,8 +6,8 @@
 
 from libc.stdint cimport int64_t
 
-from pfcore.link cimport Link
-from pfcore.reply cimport Reply
+from pfcore.link.reply cimport Reply
+from pfcore.link.websocket cimport Link
 
 cdef enum:
     ADDRESSES = 16               # a power of two

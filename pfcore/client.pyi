@@ -1,9 +1,9 @@
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, final
 
-from pfcore.link import Link
-from pfcore.packets import Packet, Result
-from pfcore.reply import Reply
+from pfcore.link.reply import Reply
+from pfcore.link.websocket import Link
+from pfcore.wire.packets import Packet, Result
 
 __all__ = ["PacketMap", "Submitter"]
 

@@ -7,12 +7,12 @@ from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uintptr_t
 
-from pfcore.cpythonx cimport pf_next, pf_own
-from pfcore.packets cimport Packet, check_address, check_priority, check_timeout, packet_address, packet_from
-from pfcore.writer cimport encode_extra
-from pfcore.link cimport Link
-from pfcore.reply cimport Want
-from pfcore.terms cimport W_METADATA
+from pfcore.link.reply cimport Want
+from pfcore.link.websocket cimport Link
+from pfcore.memory.cpythonx cimport pf_next, pf_own
+from pfcore.wire.packets cimport Packet, check_address, check_priority, check_timeout, packet_address, packet_from
+from pfcore.wire.terms cimport W_METADATA
+from pfcore.wire.writer cimport encode_extra
 
 from pfcore.errors import exception_for
 

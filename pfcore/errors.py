@@ -1,4 +1,4 @@
-"""The two exceptions that the core raises of its own accord.
+"""The exceptions that the core raises of its own accord.
 
 `PacketFlowError` is the root of the whole tree; ``packetflow.errors`` grows
 the rest of it, one class for each code of the protocol.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["EXCEPTIONS", "InvalidPacket", "PacketFlowError", "exception_for"]
+__all__ = ["EXCEPTIONS", "HandshakeRefused", "InvalidPacket", "PacketFlowError", "exception_for"]
 
 EXCEPTIONS: dict[str, type[PacketFlowError]] = {}
 """Error code -> the class that stands for it; ``packetflow.errors`` fills it."""
@@ -78,3 +78,15 @@ class InvalidPacket(PacketFlowError, ValueError):
         self.where = where
         self.expected = expected
         self.offset = offset
+
+
+class HandshakeRefused(ConnectionError):
+    """The peer has answered the handshake with something else than 101.
+
+    `status`: of its answer, None where that was no HTTP. `body`: bytes of it.
+    """
+
+    def __init__(self, message: str, status: int | None, body: bytes) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = body

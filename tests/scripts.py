@@ -19,8 +19,8 @@ from typing import Any
 
 from packetflow.elements import STANDARD
 from packetflow.errors import Overloaded, PacketFlowError
-from pfcore import clock
-from pfcore.dispatch import Handler
+from pfcore.memory import clock
+from pfcore.work.handler import Handler
 from tests.simulated import Fabric, simulated_time
 
 __all__ = ["KNOWN", "Broken", "minimal", "play"]

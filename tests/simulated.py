@@ -27,10 +27,11 @@ from multidict import CIMultiDict
 import packetflow.gateway.server as server
 from packetflow import Access, Gateway, Identity, Role
 from packetflow.gateway.access import ANONYMOUS, hash_token
-from pfcore import clock
-from pfcore.audit import audit, deliver, in_flight
-from pfcore.engine import Engine
-from pfcore.link import Link
+from pfcore.audit import audit, in_flight
+from pfcore.link.engine import Engine
+from pfcore.link.websocket import Link
+from pfcore.memory import clock
+from pfcore.simulate import deliver, pause, take_output
 
 MS = 1_000_000
 SECOND = 1000 * MS
@@ -474,7 +475,7 @@ class Fabric:
         link = self.links[number]
         if stalled:
             self.stalled.add(number)
-            link.engine.pause(True)
+            pause(link.engine, True)
         else:
             self.stalled.discard(number)
             self.do(link.resume_writing)
@@ -484,7 +485,7 @@ class Fabric:
         for number, link in self.links.items():
             if number in self.stalled:
                 continue
-            for opcode, payload in _frames(link.engine.take_output()):
+            for opcode, payload in _frames(take_output(link.engine)):
                 if opcode == 1:
                     self.hear(number, json.loads(payload))
 

@@ -16,7 +16,7 @@ import pytest
 import packetflow
 from packetflow import Gateway, Reactor
 from packetflow.conformance.wire import Peer, frame
-from pfcore.engine import Engine
+from pfcore.link.engine import Engine
 
 PACKET = {"version": "1.0", "id": "a", "group": "df", "element": "echo", "data": 1, "priority": 5}
 

@@ -15,8 +15,8 @@ from packetflow.conformance.wire import Peer
 from packetflow.gateway import hash_token, new_token
 from packetflow.gateway.access import NOBODY_ROLE, Budgets
 from packetflow.gateway.principals import Principals
-from pfcore.budget import Budget
-from pfcore.flights import Principal
+from pfcore.memory.budget import Budget
+from pfcore.route.flights import Principal
 from tests.test_routing import submit, until
 
 TOKENS = {name: new_token() for name in ("ada", "bob", "eve")}

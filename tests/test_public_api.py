@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import json
 import re
@@ -15,7 +16,7 @@ import pytest
 
 import packetflow
 import pfcore
-from pfcore.link import PICOWS_VERSION
+from pfcore.link.websocket import PICOWS_VERSION
 
 ROOT = Path(packetflow.__file__).parents[2]
 
@@ -49,109 +50,122 @@ def test_another_picows_is_refused_at_import() -> None:
     assert "ImportError: packetflow-fast was compiled against picows" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "clock",
-        "scan",
-        "ids",
-        "buffers",
-        "frames",
-        "heap",
-        "pending",
-        "keys",
-        "budget",
-        "fair",
-        "ledger",
-        "reply",
-        "engine",
-        "dispatch",
-        "switch",
-        "link",
-        "loopback",
-        "client",
-        "audit",
-    ],
+CORE_MODULES = sorted(
+    ".".join(path.relative_to(Path(pfcore.__file__).parent).with_suffix("").parts)
+    for path in Path(pfcore.__file__).parent.rglob("*.pyi")
 )
-def test_every_core_module_is_compiled(module: str) -> None:
-    file = importlib.import_module(f"pfcore.{module}").__file__
-    assert file is not None
-    assert not file.endswith(".py")
 
 
-ORDER = [
-    "bytes_ops",
-    "cpythonx",
-    "terms",
-    "errors",
-    "clock",
-    "scan",
-    "ids",
-    "buffers",
-    "reader",
-    "packets",
-    "writer",
-    "frames",
-    "heap",
-    "pending",
-    "keys",
-    "budget",
-    "fair",
-    "ledger",
-    "reply",
-    "engine",
-    "dispatch",
-    "flights",
-    "switch",
-    "link",
-    "loopback",
-    "client",
-    "audit",
-]
+def test_every_core_module_is_compiled_and_stubbed() -> None:
+    assert len(CORE_MODULES) > 30
+    for module in CORE_MODULES:
+        file = importlib.import_module(f"pfcore.{module}").__file__
+        assert file is not None
+        assert not file.endswith(".py"), module
+    if (ROOT / "pfcore").exists():
+        compiled = [path.relative_to(ROOT / "pfcore").with_suffix("") for path in (ROOT / "pfcore").rglob("*.pyx")]
+        assert sorted(".".join(path.parts) for path in compiled) == CORE_MODULES
 
 
-@pytest.mark.skipif(not (ROOT / "pfcore").exists(), reason="an installed wheel has no sources to look at")
-def test_imports_point_one_way() -> None:
-    for place, module in enumerate(ORDER):
-        for path in (ROOT / "pfcore").glob(f"{module}.p*"):
-            if path.suffix not in (".pyx", ".pxd", ".py"):
-                continue
-            for line in path.read_text().splitlines():
-                words = line.split()
-                if words[:1] == ["from"] and words[1].startswith("pfcore."):
-                    used = words[1].split(".")[1]
-                    assert used == module or ORDER.index(used) < place, f"{path.name} uses {used}"
-                assert words[:2] not in (["import", "packetflow"], ["from", "packetflow"]), path
-                if words[:1] in (["import"], ["from"]) and len(words) > 1:
-                    top = words[1].split(".")[0]
-                    assert top != "picows" or module == "link", f"{path.name} knows picows"
-                    assert top != "asyncio" or module in ("reply", "dispatch"), f"{path.name} knows asyncio"
-                    assert top != "time" or module in ("link", "loopback"), f"{path.name} reads a clock"
+needs_sources = pytest.mark.skipif(not (ROOT / "pfcore").exists(), reason="an installed wheel has no sources")
+
+ROOMS = ["errors", "memory", "wire", "link", "work", "route", "client", "audit", "simulate"]
+"""Of the core: each knows those before it."""
 
 
-@pytest.mark.skipif(not (ROOT / "pfcore").exists(), reason="an installed wheel has no sources to look at")
+def core_imports() -> dict[str, set[str]]:
+    """Module of the core -> what it imports of the core, in its ``.pyx`` and ``.pxd``."""
+    found: dict[str, set[str]] = {}
+    for path in [one for one in (ROOT / "pfcore").rglob("*") if one.suffix in (".pyx", ".pxd", ".py")]:
+        module = ".".join(path.relative_to(ROOT / "pfcore").with_suffix("").parts)
+        if path.stem == "__init__":
+            continue
+        used = found.setdefault(module, set())
+        for name, names in re.findall(
+            r"^from pfcore(\.[\w.]+)? c?import (\([^)]*\)|.*)$", path.read_text(), re.MULTILINE
+        ):
+            if "." in name.removeprefix(".") or name.removeprefix(".") in ("errors", "client", "audit", "simulate"):
+                used.add(name.removeprefix("."))
+            else:  # of a room, or of the top: its modules by name
+                used |= {f"{name.removeprefix('.')}.{one}".removeprefix(".") for one in re.findall(r"\w+", names)}
+    return {module: used - {module} for module, used in found.items()}
+
+
+@needs_sources
+def test_the_rooms_of_the_core_depend_downwards() -> None:
+    graph = core_imports()
+    assert len(graph) > 35
+    for module, used in graph.items():
+        for one in used:
+            assert one in graph, f"{module} imports {one}"
+            assert ROOMS.index(one.split(".")[0]) <= ROOMS.index(module.split(".")[0]), f"{module} uses {one}"
+    graphlib.TopologicalSorter(graph).prepare()  # raises for a cycle inside a room
+
+
+@needs_sources
+def test_the_core_knows_only_what_it_may() -> None:
+    allowed = {
+        "picows": {"link.websocket"},
+        "aiofastnet": {"link.websocket"},
+        "asyncio": {"link.reply", "work.dispatch", "work.worker"},
+        "time": {"link.websocket", "link.loopback"},
+        "packetflow": set(),
+    }
+    for path in [one for one in (ROOT / "pfcore").rglob("*") if one.suffix in (".pyx", ".pxd", ".py")]:
+        module = ".".join(path.relative_to(ROOT / "pfcore").with_suffix("").parts)
+        for name in re.findall(r"^\s*(?:from|c?import) ([\w]+)", path.read_text(), re.MULTILINE):
+            assert module in allowed.get(name, {module}), f"{module} knows {name}"
+
+
+@needs_sources
+def test_no_number_of_the_core_is_taken_for_an_error() -> None:
+    """A function that returns a number may return -1: only with ``except? -1`` is that told from an exception."""
+    for path in (ROOT / "pfcore").rglob("*.p[xy][dx]"):
+        for declaration in re.findall(
+            r"^ *cdef (?:inline )?u?(?:Py_ssize_t|int\d+_t) \w+\((?:[^()]|\([^()]*\))*\)[^:\n]*", path.read_text(), re.M
+        ):
+            assert "except -1" not in declaration, f"{path.name}: {declaration}"
+
+
+@needs_sources
+def test_a_module_of_the_core_is_comfortable_to_hold_in_mind() -> None:
+    for path in (ROOT / "pfcore").rglob("*.pyx"):
+        assert len(path.read_text().splitlines()) <= 900, path
+
+
+@needs_sources
+def test_the_rooms_of_the_core_are_documented() -> None:
+    architecture = (ROOT / "docs" / "architecture.md").read_text()
+    for module in CORE_MODULES:
+        name = module.rsplit(".", 1)[-1]
+        assert re.search(rf"^\s+{name}\b", architecture, re.MULTILINE), f"docs/architecture.md lacks {module}"
+        source = (ROOT / "pfcore" / f"{module.replace('.', '/')}.pyx").read_text()
+        assert source.startswith('"""'), module
+
+
+@needs_sources
 def test_each_foreign_function_is_declared_once() -> None:
     declaration = re.compile(r"^cdef extern from (.*?):\n(?=    )((?:    .*\n|\n)+)", re.MULTILINE)
     where: dict[str, str] = {}
-    for path in sorted((ROOT / "pfcore").glob("*.p*")):
+    for path in sorted((ROOT / "pfcore").rglob("*.p*")):
         for header, body in declaration.findall(path.read_text()):
             body = re.sub(r'"""[\s\S]*?"""|"PF_BYTES_OF.*', "", body)
             for name in re.findall(r"(\w+)(?: \"\w+\")?\((?!\*)", body):
                 assert name not in where, f"{name}: in {where[name]} and in {path.name}"
                 where[name] = path.name
-            assert header.strip() != '"bytes_ops.h" nogil' or path.name == "bytes_ops.pxd", path
+            assert header.strip() != '"memory/bytes_ops.h" nogil' or path.name == "bytes_ops.pxd", path
             assert header.strip() != '"Python.h"' or path.name == "cpythonx.pxd", path
     assert where["pf_hash"] == "bytes_ops.pxd"
     assert where["pf_restore"] == where["PyContext_Enter"] == "cpythonx.pxd"
 
 
-@pytest.mark.skipif(not (ROOT / "pfcore").exists(), reason="an installed wheel has no sources to look at")
+@needs_sources
 def test_each_word_of_the_wire_stands_once() -> None:
     words = re.findall(
-        r'^#define PF_W_\w+ ("[^"\\]*\\"(?:[^"\\]|\\.)*")$', (ROOT / "pfcore" / "terms.h").read_text(), re.M
+        r'^#define PF_W_\w+ ("[^"\\]*\\"(?:[^"\\]|\\.)*")$', (ROOT / "pfcore" / "wire" / "terms.h").read_text(), re.M
     )
     assert len(words) >= 17
-    for path in sorted((ROOT / "pfcore").glob("*.pyx")):
+    for path in sorted((ROOT / "pfcore").rglob("*.pyx")):
         code = re.sub(r"#.*|`[^`]*`", "", path.read_text())
         for word in (json.loads(word) for word in words):
             assert f"b'{word}'" not in code, f"{path.name} has {word} of its own"
@@ -161,7 +175,7 @@ def test_each_word_of_the_wire_stands_once() -> None:
 
 @pytest.mark.skipif(not (ROOT / "src").exists(), reason="an installed wheel has no sources to look at")
 def test_one_module_knows_the_websocket_library() -> None:
-    """That of Python's side is ``pfcore.link``, too (`test_imports_point_one_way` has the core)."""
+    """That of Python's side is ``pfcore.link.websocket``, too (`test_the_core_knows_only_what_it_may` has the core)."""
     for path in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [one.name for one in node.names] if isinstance(node, ast.Import) else []

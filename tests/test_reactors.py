@@ -20,10 +20,11 @@ from packetflow.gateway.config import ConfigError, load_config
 from packetflow.gateway.peer import Instance
 from packetflow.gateway.reactors import MOST_REMEMBERED, Reactors
 from packetflow.gateway.web import metrics
-from pfcore.dispatch import Handler
-from pfcore.engine import Engine
-from pfcore.flights import Principal
-from pfcore.link import Link
+from pfcore.link.engine import Engine
+from pfcore.link.websocket import Link
+from pfcore.route.flights import Principal
+from pfcore.simulate import receive_message
+from pfcore.work.handler import Handler
 from tests.test_routing import submit, until
 
 TOKENS = {name: new_token() for name in ("billing", "other", "admin")}
@@ -362,7 +363,7 @@ def link_of(principal: Principal, name: str, instance: str | None, gateway: Gate
 
 def tell(link: Link, name: str, instance: str | None) -> None:
     beat = {"type": "heartbeat", "seq": 1, "payload": {"reactor": name, "instance": instance}}
-    link.engine.receive_message(json.dumps(beat).encode(), 0)
+    receive_message(link.engine, json.dumps(beat).encode(), 0)
 
 
 class Names(RuleBasedStateMachine):

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pfcore.errors import InvalidPacket
-from pfcore.frames import decode_message
-from pfcore.packets import Message, Packet, Result
+from pfcore.wire.frames import decode_message
+from pfcore.wire.packets import Message, Packet, Result
 
 VECTORS = Path(__file__).parent / "vectors"
 VALID = json.loads((VECTORS / "valid.json").read_text())["frames"]

@@ -10,7 +10,7 @@ from typing import Any
 import picows
 
 import packetflow
-from pfcore.link import MessageLink
+from pfcore.link.websocket import MessageLink
 
 LARGEST = 64 * 1024 * 1024
 

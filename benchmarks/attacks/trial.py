@@ -110,7 +110,6 @@ def outliving(metrics: str) -> int:
     return figure(metrics, STORED) + figure(metrics, REMEMBERED)
 
 
-
 def last_line(log: Path) -> str:
     return "".join(f" ({line[:200]})" for line in log.read_text(errors="replace").strip().splitlines()[-1:])
 

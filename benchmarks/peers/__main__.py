@@ -23,7 +23,7 @@ from pathlib import Path
 
 from benchmarks.workload import PAYLOADS, expected
 from packetflow import Packet
-from pfcore.frames import encode_message
+from pfcore.wire.frames import encode_message
 
 HERE = Path(__file__).parent
 TICKS = os.sysconf("SC_CLK_TCK")

@@ -21,7 +21,8 @@ from packetflow.errors import InvalidPacket
 from packetflow.middleware import Middleware, compose
 from packetflow.model import GROUPS
 from packetflow.offload import Offload, Pools
-from pfcore.dispatch import Dispatcher, Handler
+from pfcore.work.dispatch import Dispatcher
+from pfcore.work.handler import Handler
 
 __all__ = ["HandlerRegistry", "make_handler"]
 

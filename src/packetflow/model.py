@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from pfcore.packets import MAX_TIMEOUT_MS, Message, Packet, Result
-from pfcore.reader import GROUP_CODES
+from pfcore.wire.packets import MAX_TIMEOUT_MS, Message, Packet, Result
+from pfcore.wire.reader import GROUP_CODES
 
 __all__ = [
     "DEFAULT_PRIORITY",

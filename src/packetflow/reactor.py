@@ -23,9 +23,9 @@ from packetflow.handlers import HandlerRegistry
 from packetflow.logs import HandlerErrors, warn_slow
 from packetflow.model import Result
 from pfcore.client import Submitter
-from pfcore.dispatch import Dispatcher
-from pfcore.engine import Engine
-from pfcore.link import HandshakeRefused, Link, connect
+from pfcore.link.engine import Engine
+from pfcore.link.websocket import HandshakeRefused, Link, connect
+from pfcore.work.dispatch import Dispatcher
 
 __all__ = ["Reactor"]
 

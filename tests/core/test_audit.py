@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 
 from pfcore.audit import audit, audit_heap, audit_ledger, audit_table, in_flight
-from pfcore.budget import Account, Budget
-from pfcore.engine import Engine
-from pfcore.flights import Principal
-from pfcore.heap import HeapEntry, PriorityHeap
-from pfcore.ledger import Ledger
-from pfcore.pending import PendingTable
-from tests.core.test_switch import Simulation
+from pfcore.link.engine import Engine
+from pfcore.link.pending import PendingTable
+from pfcore.memory.budget import Account, Budget
+from pfcore.memory.heap import HeapEntry, PriorityHeap
+from pfcore.route.flights import Principal
+from pfcore.route.ledger import Ledger
+from pfcore.simulate import submit_packet
+from tests.core.route.test_switch import Simulation
 
 
 def test_a_pending_table_is_in_order_whatever_comes_and_goes() -> None:
@@ -89,7 +90,7 @@ def test_packets_without_a_switch_behind_are_audited_too() -> None:
     engine = Engine(client=True)
     engine.connected(sim.now)
     assert audit(sim.switch, engines=[engine], at_rest=True) == []
-    engine.submit_packet({"group": "df", "element": "x"}, sim.now)
+    submit_packet(engine, {"group": "df", "element": "x"}, sim.now)
     assert audit(sim.switch, engines=[engine]) == []
     assert audit(sim.switch, engines=[engine], at_rest=True) == ["a link has 1 submits and 0 packets left"]
 

@@ -20,8 +20,8 @@ from packetflow.errors import Overloaded, PacketFlowError
 from packetflow.model import Packet, Result
 from packetflow.state import Session
 from packetflow.state.store import ITEM_BYTES
-from pfcore.budget import Account, Budget
-from pfcore.flights import Principal
+from pfcore.memory.budget import Account, Budget
+from pfcore.route.flights import Principal
 from tests.elements.test_models import SimulatedLoop
 
 

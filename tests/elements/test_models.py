@@ -16,7 +16,7 @@ from packetflow.elements.runtime import Call, key_of
 from packetflow.errors import PacketFlowError
 from packetflow.model import Packet
 from packetflow.state import Session
-from pfcore.flights import Principal
+from pfcore.route.flights import Principal
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from packetflow.elements.turns import SLICE, Turns
-from pfcore.budget import Account
+from pfcore.memory.budget import Account
 
 
 class Clock:

@@ -24,7 +24,7 @@ from packetflow.state import (
     VersionMismatch,
 )
 from packetflow.state.store import ITEM_BYTES, NAME_BYTES, _Sorted
-from pfcore.budget import Account, Budget
+from pfcore.memory.budget import Account, Budget
 
 
 @pytest.fixture

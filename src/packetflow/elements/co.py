@@ -41,7 +41,7 @@ from packetflow.errors import (
 )
 from packetflow.model import Packet, Result
 from packetflow.state import SAME, Entry, StoreFull
-from pfcore.flights import Member
+from pfcore.route.flights import Member
 
 __all__ = ["ELEMENTS"]
 

@@ -16,8 +16,8 @@ from packetflow.elements.cause import Cause
 from packetflow.elements.runtime import Call, Int, Request, Standing, Step, check_name, check_size, element
 from packetflow.errors import InvalidPacket, PacketFlowError
 from packetflow.state import Alarm, Patterns
-from pfcore.budget import Account
-from pfcore.ids import new_id
+from pfcore.memory.budget import Account
+from pfcore.memory.ids import new_id
 
 __all__ = ["ELEMENTS"]
 

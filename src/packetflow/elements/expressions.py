@@ -24,7 +24,7 @@ from jmespath.parser import Parser
 from jmespath.visitor import Options, TreeInterpreter
 
 from packetflow.errors import InvalidPacket
-from pfcore.scan import digits_work, separators
+from pfcore.wire.scan import digits_work, separators
 
 __all__ = ["Expression", "Meter", "View", "compile_expression", "decoding_cost", "expand", "is_packet", "truth"]
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 
 from packetflow.elements.builders import Packet, step
 from packetflow.errors import Conflict, PacketFlowError, PacketTimeout
-from pfcore.reply import Reply
+from pfcore.link.reply import Reply
 
 __all__ = ["Barrier", "Cache", "Cached", "Gate", "Item", "Lease", "Lock", "Pool", "Stream", "Timer", "Toolbox"]
 

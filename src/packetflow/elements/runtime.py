@@ -43,10 +43,10 @@ from packetflow.state import (
     StoreFull,
     VersionMismatch,
 )
-from pfcore.budget import Account
-from pfcore.dispatch import Handler
-from pfcore.flights import Member, Principal
-from pfcore.reply import Reply
+from pfcore.link.reply import Reply
+from pfcore.memory.budget import Account
+from pfcore.route.flights import Member, Principal
+from pfcore.work.handler import Handler
 
 __all__ = [
     "Bounds",

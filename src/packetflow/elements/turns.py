@@ -24,7 +24,7 @@ from collections.abc import Callable, Generator
 from contextvars import Context, copy_context
 from typing import Any
 
-from pfcore.budget import Account
+from pfcore.memory.budget import Account
 
 __all__ = ["SLICE", "Turn", "Turns"]
 

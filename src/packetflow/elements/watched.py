@@ -8,7 +8,7 @@ from typing import Any
 from packetflow.errors import Conflict, Overloaded
 from packetflow.state import Alarm, Alarms, Lines, Patterns, Store
 from packetflow.state.store import ITEM_BYTES
-from pfcore.budget import Account
+from pfcore.memory.budget import Account
 
 __all__ = ["Watched"]
 

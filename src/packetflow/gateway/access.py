@@ -20,7 +20,7 @@ from typing import Any
 
 from packetflow.logs import has_controls
 from packetflow.model import GROUPS
-from pfcore.budget import Account, Budget
+from pfcore.memory.budget import Account, Budget
 
 __all__ = ["ANONYMOUS", "GATEWAY_ROLE", "NOBODY_ROLE", "Access", "Identity", "Role", "hash_token", "new_token"]
 
@@ -28,7 +28,7 @@ GATEWAY_ROLE = 63
 """The bit of the gateway's own role: it may do everything."""
 
 NOBODY_ROLE = 62
-"""The bit of who was a principal and is no more: no mask has it (`pfcore.flights` knows it, too)."""
+"""The bit of who was a principal and is no more: no mask has it (`pfcore.route.flights` knows it, too)."""
 
 FIRST_ROLE, LAST_ROLE = 1, 61
 """Bits for the roles of a configuration; 0 is the anonymous one's."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from packetflow.errors import InvalidPacket, PacketTimeout
 from packetflow.model import GROUPS
-from pfcore.flights import Member, Route
+from pfcore.route.flights import Member, Route
 
 if TYPE_CHECKING:
     from packetflow.gateway.server import Gateway

@@ -10,14 +10,15 @@ from typing import Any
 from packetflow.errors import ConnectionLost, Forbidden
 from packetflow.gateway.access import GATEWAY_ROLE, NOBODY_ROLE
 from packetflow.model import Packet
-from pfcore.budget import Account
 from pfcore.client import Submitter
-from pfcore.engine import Engine
-from pfcore.flights import Member, Principal
-from pfcore.link import Link, Sharing
-from pfcore.loopback import Loopback
-from pfcore.reply import Reply
-from pfcore.switch import Switch
+from pfcore.link.engine import Engine
+from pfcore.link.loopback import Loopback
+from pfcore.link.reply import Reply
+from pfcore.link.sharing import Sharing
+from pfcore.link.websocket import Link
+from pfcore.memory.budget import Account
+from pfcore.route.flights import Member, Principal
+from pfcore.route.switch import Switch
 
 __all__ = ["Inside"]
 

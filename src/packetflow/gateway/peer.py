@@ -8,10 +8,10 @@ from typing import Any
 from packetflow.errors import Forbidden
 from packetflow.model import Packet
 from pfcore.client import Submitter
-from pfcore.engine import Engine
-from pfcore.flights import Member, Principal
-from pfcore.link import Link
-from pfcore.reply import Reply
+from pfcore.link.engine import Engine
+from pfcore.link.reply import Reply
+from pfcore.link.websocket import Link
+from pfcore.route.flights import Member, Principal
 
 __all__ = ["Instance", "Peer"]
 

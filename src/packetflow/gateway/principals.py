@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 
 from packetflow.gateway.access import FIRST_ROLE, LAST_ROLE, NOBODY_ROLE, Access, Budgets, Identity, Role
-from pfcore.flights import Principal
+from pfcore.route.flights import Principal
 
 __all__ = ["Principals"]
 

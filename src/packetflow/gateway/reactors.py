@@ -16,9 +16,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 
 from packetflow.gateway.peer import Instance, Peer
-from pfcore.engine import Engine
-from pfcore.flights import Principal
-from pfcore.link import Link
+from pfcore.link.engine import Engine
+from pfcore.link.websocket import Link
+from pfcore.route.flights import Principal
 
 __all__ = ["Reactors"]
 

@@ -32,12 +32,13 @@ from packetflow.handlers import HandlerRegistry
 from packetflow.logs import Complaints, HandlerErrors, warn_slow
 from packetflow.model import SHORT_ELEMENTS, Packet
 from packetflow.tracing import trace_id_of
-from pfcore.budget import Budget
-from pfcore.dispatch import Dispatcher
-from pfcore.engine import Engine
-from pfcore.link import Gate, Link, Sharing, accept, answer
-from pfcore.reply import Reply
-from pfcore.switch import Switch
+from pfcore.link.engine import Engine
+from pfcore.link.reply import Reply
+from pfcore.link.sharing import Sharing
+from pfcore.link.websocket import Gate, Link, accept, answer
+from pfcore.memory.budget import Budget
+from pfcore.route.switch import Switch
+from pfcore.work.dispatch import Dispatcher
 
 __all__ = ["Gateway"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from packetflow.gateway.door import Refusal
 from pfcore.errors import EXCEPTIONS
-from pfcore.link import answer
+from pfcore.link.websocket import answer
 
 if TYPE_CHECKING:
     from packetflow.gateway.server import Gateway

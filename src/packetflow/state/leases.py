@@ -9,8 +9,8 @@ from typing import Any
 from packetflow.errors import Overloaded
 from packetflow.state.alarms import Alarm, Alarms
 from packetflow.state.sessions import Session
-from pfcore.budget import Account
-from pfcore.ids import new_id
+from pfcore.memory.budget import Account
+from pfcore.memory.ids import new_id
 
 __all__ = ["Lease", "Leases"]
 

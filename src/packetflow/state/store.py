@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from packetflow.state.alarms import Alarm, Alarms
 from packetflow.state.patterns import Patterns
-from pfcore.budget import Account
+from pfcore.memory.budget import Account
 
 __all__ = ["SAME", "Change", "Entry", "MemoryStore", "Store", "StoreFull", "Subscription", "VersionMismatch"]
 

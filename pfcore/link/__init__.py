@@ -1,0 +1,1 @@
+"""One connection: what is asked over it, what is answered, and the socket, or loopback, below."""

@@ -1,0 +1,202 @@
+# One connection's rules, without I/O and without a clock: whole messages in,
+# framed bytes out, `now` (nanoseconds, monotonic) as an argument.
+#
+#   OFFLINE --connected--> OPEN --disconnected--> OFFLINE      (a reactor's: it dials again)
+#      |                    |
+#      +------- close ------+------------------> CLOSED        (final)
+#
+# Order of calls, for whoever drives it (link does):
+#   connected(now)                    once the handshake is done
+#   receive(p, n, now)                for every whole message, then, when no more has arrived:
+#   fire_ready()                      resumes whoever waits for what arrived; True: write, call again
+#   pump(now)                         sends submits that waited for room
+#   ... write `out` and clear it
+#   tick(now)                         when `wake_at()` has come; afterwards as above
+#   disconnected(message, now)        when the connection has gone, however it went
+# After each of these look at `fatal`: once set, the connection is to be closed
+# with that WebSocket close code.
+#
+# OFFLINE accepts submits, too: they wait, within the bound and their deadline,
+# for the connection. What was sent when the connection goes fails with PF502.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t
+
+from pfcore.link.pending cimport PendingTable
+from pfcore.link.reply cimport Canceller, Reply, Want
+from pfcore.memory.budget cimport Account
+from pfcore.memory.buffers cimport OutputBuffer
+from pfcore.memory.heap cimport PriorityHeap
+from pfcore.wire.reader cimport FrameReader
+
+cdef enum:
+    # Bytes of output that are worth a write before a batch has ended: with less, the system
+    # call costs more than the overlap gains; with much more, the peer idles while we fill it.
+    GOOD_WRITE = 32768
+    # With few submits in flight all of them fit into less than that, and the two sides would
+    # take turns; two writes' worth of them keep both at work.
+    LEAST_WRITE = 6144
+    WRITE_PER_SUBMIT = 64        # bytes, about a third of a small frame
+
+cdef enum EngineState:
+    OFFLINE = 0
+    OPEN = 1
+    CLOSED = 2
+
+# What an engine gives incoming packets to.
+cdef class Acceptor:
+    # Messages that arrived together begin; and they have ended: before any other task runs.
+    cdef int begin_batch(self, int64_t now) except -1
+    cdef int end_batch(self) except -1
+    # The packet in `reader` (borrowed). Answers with the engine's `respond` methods, now or later.
+    cdef int accept(self, Engine engine, FrameReader reader, int64_t now) except -1
+    # An accepted packet's deadline has passed (expired) or its submitter has cancelled it,
+    # or the connection has gone. `job` is what was given to `keep`; it is no longer kept.
+    cdef int drop(self, Engine engine, object job, int why) except -1
+
+    # -- for one that also hands packets on (the switch); others need none of these
+
+    # A result, in `reader`, to no submit of the engine's own. False: it is nobody's.
+    cdef bint answer(self, Engine engine, FrameReader reader, int64_t now) except -1
+    # The peer refuses a frame that was handed on, or its answer is malformed. False: nobody's.
+    cdef bint refuse(self, Engine engine, FrameReader reader, object code, object message, object details) except -1
+    # The submitter takes a packet back that is not kept here.
+    cdef int cancel(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n) except -1
+    # A packet was answered here, and this is the result's payload. Only where `engine.records`.
+    cdef int answered(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n, object code,
+                      const unsigned char* payload, Py_ssize_t length) except -1
+    # The peer takes more again.
+    cdef int resumed(self, Engine engine, int64_t now) except -1
+
+cdef enum DropReason:
+    EXPIRED = 0
+    CANCELLED_BY_PEER = 1
+    DISCONNECTED = 2
+
+cdef class Engine(Canceller):
+    cdef:
+        # -- settings
+        readonly bint client         # masks, as the side that dialled must
+        readonly Py_ssize_t max_frame    # bytes of a message, ours and theirs
+        readonly int max_depth
+        readonly int64_t window      # submits that we take at once: announced
+        readonly object name         # our reactor id: announced
+        object instance              # secret that tells us from others of our name: announced; None
+        object loop                  # handed to replies, otherwise untouched; None in simulations
+        int64_t heartbeat_ns         # interval of heartbeats
+        int64_t silence_ns           # silence after which we ping, and then wait as long again
+        # -- parts
+        OutputBuffer out             # messages ready to be written
+        FrameReader reader
+        PendingTable pending         # our submits, waiting or sent
+        PriorityHeap waiting         # of them, those not sent: (Reply, frame bytes)
+        PriorityHeap delayed         # of them, those to be sent again, by time: (Reply, due in ns)
+        PendingTable inbound         # their packets that are kept, by our own numbers
+        Acceptor acceptor            # None: every packet is answered with PF001
+        object on_heartbeat          # callable(payload dict) or None
+        object wake                  # callable(): output or timers have changed outside a batch; or None
+        object flush_now             # callable(): write what is ready; None without a connection
+        readonly object member                # the switch's side of this link, None where nothing is handed on
+        Account account              # who pays for what this peer causes; None: nobody counts (a reactor's side)
+        int64_t cap                  # submits that it may have at once, whatever it announces; 0: as it announces
+        int64_t routed               # submits handed on to this peer and not yet answered: they share its window
+        bint records                 # the acceptor wants to know how its packets are answered
+        bint noting                  # the answer being written is one of them
+        bint ran                     # ... of a handler that had begun, whatever its code says
+        object finishing             # ... the job that it answers, None for a packet that was never kept
+        int32_t kept                 # slot in `inbound` of what was kept last
+        list ready                   # replies that ended and have someone waiting
+        Py_ssize_t ready_at          # the first of them that was not yet resumed
+        # -- state
+        uint8_t state                # EngineState
+        bint paused                  # the transport takes no more for now
+        bint in_batch                # whoever drives us flushes soon: no need to `wake`
+        bint sent_since_wake         # `wake` was called and has not yet been answered by a flush
+        readonly int fatal           # close code once the connection must go, 0
+        readonly object fatal_reason  # str
+        int64_t now                  # the latest `now`
+        public int64_t wall_offset   # ns from `now` to the Unix epoch's clock, for heartbeats' timestamps
+        int64_t earliest             # `wake_at` as far as it is known, -1: look
+        bint was_lost                # it was disconnected at least once
+        int64_t came_back            # when the connection was made again after a loss, 0: not yet
+        int64_t last_heard           # when a byte last came
+        int64_t ping_sent            # when we last pinged into silence, -1
+        int64_t next_heartbeat
+        list capabilities            # ["df:transform"] to announce, or None
+        # -- what the peer has announced
+        readonly object peer_name    # reactor id, None; a claim: whether it counts is the gateway's to say
+        readonly object peer_instance  # secret that tells reactors of one name apart, None; shown to nobody
+        readonly int64_t peer_window  # submits it takes at once, 0: it did not say
+        readonly bint peer_cancels   # it understands PF499
+        readonly object peer_capabilities
+        # -- counts
+        readonly int64_t submitted   # submits sent
+        readonly int64_t answered    # results that ended a submit
+        readonly int64_t handled     # packets of theirs that were answered
+        readonly int64_t unasked     # results and errors for nothing that is pending: dropped
+        readonly int64_t refused     # their frames that were not valid
+        int64_t strikes              # frames refused since the last heartbeat that named no packet
+
+    # Raises InvalidPacket, TooLarge's code through InvalidPacket, or PendingFull. `now` in ns.
+    cdef Reply submit(self, bytes address, object data, int priority, int64_t timeout_ms,
+                      bytes packet_id, bytes extra, Want want, int64_t now, int retries=*)
+    cdef int receive(self, const unsigned char* p, Py_ssize_t n, int64_t now) except -1
+    cdef bint fire_ready(self) except -1
+    # Own submits that were sent and not yet answered.
+    cdef inline Py_ssize_t sent(self) noexcept:
+        return self.pending.count - self.waiting.live() - self.delayed.live()
+
+    # Is there output that should leave before the batch ends?
+    cdef inline bint worth_writing(self) noexcept:
+        cdef Py_ssize_t in_flight
+        if self.out.size < LEAST_WRITE or self.paused:
+            return False
+        if self.out.size >= GOOD_WRITE:
+            return True
+        in_flight = self.sent()
+        return in_flight > 0 and self.out.size >= in_flight * WRITE_PER_SUBMIT
+
+    cdef int pump(self, int64_t now) except -1
+    cdef int tick(self, int64_t now) except -1
+    cdef int64_t wake_at(self) except? -2
+
+    # Answers to the packet that `receive` is just handing over, or to a kept one. What `data` is made of may
+    # run the user's code, which comes first: `packet_id` may be borrowed from the frame or from the table.
+    cdef int respond(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+                     object data, int64_t duration_ms) except -1
+    cdef int respond_error(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+                           object code, object message, object details, int64_t duration_ms) except -1
+    # As `respond`, for what `encode_value` gave.
+    cdef int respond_value(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+                           object value, int64_t duration_ms) except -1
+    # Keeps a packet for later: returns the number to answer it under, or 0 if an equal id is kept already.
+    cdef int64_t keep(self, object job, const unsigned char* packet_id, Py_ssize_t n, int64_t deadline) except? -1
+    # Answers a kept packet, once; False if it is no longer kept.
+    cdef bint finish(self, int64_t number, int64_t seq, object data, int64_t duration_ms) except -1
+    cdef bint finish_error(self, int64_t number, int64_t seq, object code, object message, object details,
+                           int64_t duration_ms) except -1
+
+    # Takes a submit back that was sent under this seq; only where `peer_cancels`.
+    cdef int withdraw(self, int64_t seq, bytes packet_id) except -1
+    cdef int ping_received(self, const unsigned char* p, Py_ssize_t n) except -1
+    cdef int note_output(self) except -1
+
+    # -- private
+    cdef bint _room(self) noexcept
+    cdef int _unqueue(self, Reply reply) except -1
+    cdef bint _again(self, Reply reply, object code, object details) except -1
+    cdef OutputBuffer _answers(self)
+    cdef int _note_answer(self, OutputBuffer out, Py_ssize_t size, Py_ssize_t head, const unsigned char* packet_id,
+                          Py_ssize_t n, object code) except -1
+    cdef bint _finish(self, int64_t number, int64_t seq, object value, tuple error, int64_t duration_ms) except -1
+    cdef int _fail_frame(self, int64_t now) except -1
+    cdef int _on_result(self) except -1
+    cdef int _on_error(self) except -1
+    cdef int _on_heartbeat(self) except -1
+    cdef int _settle(self, Reply reply) except -1
+    cdef int _send_heartbeat(self) except -1
+    cdef int _send_error(self, int64_t seq, bytes packet_id, object code, object message) except -1
+    cdef int _die(self, int close_code, object reason) except -1
+    cdef int _overflow(self, object error) except -1
+    cdef int _fail_sent(self, object code, object message, bint waiting_too) except -1
+    cdef int _drop_inbound(self) except -1
+    cdef int _expire_inbound(self, int32_t slot) except -1

@@ -1,0 +1,28 @@
+# Which reactor gets a packet, by the policy of its element's group.
+
+from libc.stdint cimport uint64_t
+
+from pfcore.route.flights cimport Asked, Flight, Member, Route
+from pfcore.wire.reader cimport FrameReader
+
+# May it have packets of this route at all? `flight`: this one, None: any.
+cdef inline bint eligible(Member member, Route route, Flight flight) noexcept:
+    if member.draining or member.gone:
+        return False
+    # what announces nothing is given nothing before it has said anything at all
+    if not member.listed and (member.asked != Asked.ANSWERED or member.refuses(route.hash)
+                              or not route.may_handle >> member.principal.role & 1
+                              or (route.local and not route.may_replace >> member.principal.role & 1)):
+        return False
+    return flight is None or flight.tried is None or member not in flight.tried
+
+# Who gets it; None where nobody has room. `some`: is there anyone at all? For a key that only one reactor may have,
+# that one, room or not. `unlisted`: those that announce nothing and have answered something. `chance`: state of the
+# random choices.
+cdef Member choose(Route route, Flight flight, Member origin, list unlisted, uint64_t* chance, bint* some)
+
+# Is there another one that may have it?
+cdef bint another(Route route, Flight flight, Member member, list unlisted) except -1
+
+# The packet's metadata.key, for rm else data.key, hashed; False where it has none, or the policy does not ask.
+cdef bint routing_key(FrameReader reader, Route route, uint64_t* key) noexcept

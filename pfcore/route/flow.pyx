@@ -1,0 +1,837 @@
+"""The way of a packet through a gateway. See ``flow.pxd``."""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.string cimport memcmp
+
+from pfcore.link.engine cimport GOOD_WRITE, LEAST_WRITE, WRITE_PER_SUBMIT, Engine, EngineState
+from pfcore.link.pending cimport PendingTable
+from pfcore.memory.budget cimport Account, shared_room
+from pfcore.memory.buffers cimport OP_TEXT, OutputBuffer
+from pfcore.memory.bytes_ops cimport pf_fingerprint
+from pfcore.memory.heap cimport PriorityHeap
+from pfcore.memory.ids cimport ID_LENGTH, hash_key, write_id
+from pfcore.route.choose cimport another, choose, routing_key
+from pfcore.route.directory cimport Directory
+from pfcore.route.flights cimport REFUSALS, Asked, Flight, FlightState, Member, Principal, Route
+from pfcore.route.ledger cimport Ledger, Outcome
+from pfcore.route.newcomers cimport WAIT_FOR_ASKED
+from pfcore.route.queues cimport Queues
+from pfcore.route.way cimport Way
+from pfcore.wire.reader cimport (
+    F_DEPENDENCIES,
+    F_ERROR,
+    F_METADATA,
+    FrameReader,
+    Text,
+    decode_span,
+    find_key,
+    group_code,
+    text_to_str,
+)
+from pfcore.wire.scan cimport Kind, Span, span_to_int64
+from pfcore.wire.terms cimport DEFAULT_TIMEOUT_MS, GROUP_ED, MILLISECOND, W_PAYLOAD, W_SUBMIT, W_TIMEOUT
+from pfcore.wire.writer cimport (
+    encode_error,
+    metadata_again,
+    put_failure_payload,
+    put_packet_extra,
+    put_packet_head,
+    put_result_head,
+    put_result_payload,
+)
+from pfcore.work.worker cimport Job
+
+from pfcore.wire import codes
+
+__all__ = ["Flow"]
+
+cdef enum:
+    MAX_RETRIES = 100
+    STRIKES = 3                  # deadlines missed in a row until a reactor that announces nothing is passed over
+    MAX_ATTACHED = 64            # submits of one packet that wait for its one answer
+    FLIGHT_BYTES = 512           # what a flight takes, besides its payload
+    AT_ONCE = 256                # flights that expire before the loop has another turn
+    CAUGHT_UP = 16               # reactors with many elements that are looked through in one go
+    RETRY_AFTER_MS = 100
+
+# ns after the start in which reactors may still be on their way: what is safe to send again waits for them
+cdef int64_t STARTING = 10000000000
+cdef int64_t SEEN_LATELY = 60000000000   # ns for which an element without a reactor is PF503, not PF001
+
+cdef frozenset _REFUSALS = codes.REFUSALS
+cdef frozenset _NEVER_RAN = codes.NEVER_RAN
+cdef frozenset _TRY_AGAIN = codes.TRY_AGAIN
+
+
+cdef inline bint _same(const unsigned char* a, const unsigned char* b, Py_ssize_t n) noexcept nogil:
+    return memcmp(a, b, <size_t>n) == 0
+
+
+cdef class Flow(Way):
+    """Moves packets between links. What a gateway asks of it is `Switch`'s."""
+
+    # ---------------------------------------------------------------- elements
+
+    cdef Route _route_or_refuse(self, Engine engine, Principal principal, FrameReader reader):
+        """The packet's route, if its principal may submit to it; None if the packet was refused."""
+        cdef Directory directory = self.directory
+        cdef Route route = <Route>directory.routes.find(reader.group, reader.element.p, reader.element.n)
+        cdef Route other
+        cdef str group, element
+        if route is None:
+            group = group_code(reader.group)
+            element = text_to_str(reader.element.p, reader.element.n, True)
+            alias = directory.aliases.get(f"{group}:{element}")
+            if not self.newcomers.some() and alias is None and not (
+                    self.now - self.started < STARTING and self._retries_of(reader) > 0) \
+                    and f"{group}:{element}" not in directory.gone:
+                # nobody could have it: such elements are not worth remembering
+                if not directory.permit(f"{group}:{element}")[0] >> principal.role & 1:
+                    self._refuse_packet(engine, reader, "PF403", f"not allowed for this principal: {group}:{element}",
+                                        None)
+                else:
+                    self._refuse_packet(engine, reader, "PF001", f"no handler for {group}:{element}", None)
+                return None
+            route = directory.make_for_stranger(group, element)
+            if route is None:
+                self._refuse_packet(
+                    engine, reader, "PF429", f"{directory.most} elements are known here, the most that may",
+                    {"retry_after_ms": 1000})
+                return None
+        if route.alias is not None and not directory.served(route) and len(self.newcomers.unlisted) == 0:
+            other = self._alias_of(route)
+            if other is not None:
+                route = other
+        if not route.may_submit >> principal.role & 1:
+            self._refuse_packet(engine, reader, "PF403", f"not allowed for this principal: {route.key}", None)
+            return None
+        return route
+
+    cdef Route _alias_of(self, Route route):
+        """The route that a two-letter code means, or None where nobody can have it."""
+        cdef Route other = <Route>self.directory.routes.by_key.get(route.alias)
+        cdef bint some = self.newcomers.some()
+        if other is None and some:
+            group, _, element = route.alias.partition(":")
+            other = self.directory.make(group, element)
+        return other if other is not None and (some or self.directory.served(other)) else None
+
+    # ---------------------------------------------------------------- packets in
+
+    cdef int begin_batch(self, int64_t now) except -1:
+        self.now = now
+        self.in_batch = True
+        return self.dispatcher.begin_batch(now)
+
+    cdef int end_batch(self) except -1:
+        self.dispatcher.end_batch()
+        return self._flush_dirty()
+
+    cdef int _flush_dirty(self) except -1:
+        cdef Member member
+        cdef list dirty
+        self.in_batch = False
+        while self.dirty:
+            dirty = self.dirty
+            self.dirty = []
+            for member in dirty:
+                member.dirty = False
+                # a link in the middle of a batch of its own writes by itself at the end of it
+                if not member.gone and not member.engine.in_batch and member.engine.flush_now is not None:
+                    self._write_now(member.engine)
+        if self.failures.told:
+            self.failures.tell()
+        return 0
+
+    cdef int _write_now(self, Engine engine) noexcept:
+        """What goes wrong while a link writes is that link's, and nothing that is under way here suffers."""
+        try:
+            engine.flush_now()
+        except Exception as error:
+            try:
+                engine._die(1011, f"writing failed: {type(error).__name__}")
+            except Exception:
+                pass
+        return 0
+
+    cdef int touch(self, Member member, int64_t in_flight) except -1:
+        """A member has output: sees to it that it leaves, soon or at once."""
+        cdef Engine engine = member.engine
+        if engine.in_batch:
+            return 0
+        if not self.in_batch:
+            return engine.note_output()
+        if not member.dirty:
+            member.dirty = True
+            self.dirty.append(member)
+        # As in Engine.worth_writing: while they work on this, we go on
+        if engine.out.size >= LEAST_WRITE and not engine.paused and engine.flush_now is not None and (
+                engine.out.size >= GOOD_WRITE or engine.out.size >= in_flight * WRITE_PER_SUBMIT):
+            self._write_now(engine)
+        return 0
+
+    cdef int _refuse_packet(self, Engine engine, FrameReader reader, object code, object message,
+                            object details) except -1:
+        self.failures.count(code)
+        self.failures.note_refused(<Member>engine.member, reader, code, message)
+        if self.failures.told and not self.in_batch:
+            self.arm_at(self.now)
+        return engine.respond_error(reader.seq, reader.id.p, reader.id.n, code, message, details, 0)
+
+    cdef int accept(self, Engine engine, FrameReader reader, int64_t now) except -1:
+        cdef Member member = <Member>engine.member
+        cdef Principal principal
+        cdef Route route
+        cdef Flight flight
+        cdef uint64_t fingerprint
+        cdef uint32_t tag
+        cdef Outcome* outcome
+        cdef const unsigned char* payload
+        cdef bint clash
+        cdef Ledger ledger
+        cdef Account account
+        self.now = now
+        if member is None:
+            return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF503", "this link is closing", None, 0)
+        if member.asked == Asked.NOT_YET and not member.listed and member.number > 0:
+            self.newcomers.ask(self, member)
+        principal = member.principal
+        ledger = self.outcomes.of(principal)
+        tag = ledger.expect(principal.number, reader.id.p, reader.id.n)
+        route = self._route_or_refuse(engine, principal, reader)
+        if route is None:
+            return 0
+        fingerprint = pf_fingerprint(reader.payload.p, <size_t>reader.payload.n, hash_key())
+        flight = self.flights.find(principal.number, reader.id.p, reader.id.n, &clash)
+        if flight is not None:
+            if flight.fingerprint != fingerprint:
+                return self._refuse_packet(engine, reader, "PF409", "another packet with this id is in flight", None)
+            return self._attach(flight, member, reader.seq)
+        outcome = ledger.find(tag, principal.number, reader.id.p, reader.id.n, now)
+        if outcome != NULL:
+            payload = ledger.payload(outcome, now)
+            if outcome.fingerprint != fingerprint or payload == NULL:
+                return self._refuse_packet(
+                    engine, reader, "PF409", "another packet with this id has ended" if payload != NULL
+                    else "this packet has ended, and its result is no longer kept", None)
+            self.duplicates += 1
+            return self.write_result(member, reader.seq, payload, outcome.length)
+        if self.draining:
+            return self._refuse_packet(engine, reader, "PF503", "shutting down: no new packets", None)
+        if principal.rate > 0 and not principal.spend(now):
+            return self._refuse_packet(
+                engine, reader, "PF429", f"more than {principal.rate:g} packets a second",
+                {"retry_after_ms": max(1, int(1000 / principal.rate))})
+        if member.submitted >= engine.window:
+            return self._refuse_packet(
+                engine, reader, "PF429", f"{engine.window} packets of this connection are under way, the most that may",
+                {"retry_after_ms": RETRY_AFTER_MS})
+        # all that could refuse it comes before anything has begun
+        account = member.account
+        if not shared_room(self.table.bound, self.table.count, account.flights):
+            return self._refuse_packet(
+                engine, reader, "PF429", f"max_flights: {self.table.count} packets are under way,"
+                f" {account.flights} of them for {account.name}, at most {self.table.bound} may be",
+                {"retry_after_ms": RETRY_AFTER_MS})
+        if not account.room(FLIGHT_BYTES):
+            account.refused += 1
+            return self._refuse_packet(engine, reader, "PF429", account.refusal(FLIGHT_BYTES),
+                                       {"retry_after_ms": RETRY_AFTER_MS})
+        if reader.fields[<int>F_DEPENDENCIES].kind == Kind.ARRAY and reader.fields[<int>F_DEPENDENCIES].n > 2:
+            flight = self.begin(member, route, reader, clash, fingerprint, tag, now)
+            return self.dependencies.require(self, flight, reader, self.outcomes.of(principal), now)
+        if self._here(route, member):
+            return self.local.run(self, member, route, reader, tag, fingerprint, clash, now)
+        flight = self.begin(member, route, reader, clash, fingerprint, tag, now)
+        return self.place(flight, reader, now)
+
+    cdef bint _here(self, Route route, Member origin) except -1:
+        """Is it ours to handle, with nobody to ask before?"""
+        return route.local and route.announced == 0 and not (
+            route.yields and (len(self.newcomers.unlisted) > 0
+                              or self.newcomers.awaits_word(route, origin, self.now)))
+
+    cdef int _retries_of(self, FrameReader reader) noexcept:
+        cdef Span span
+        cdef int64_t value
+        if reader.fields[<int>F_METADATA].kind != Kind.OBJECT or not find_key(
+                &reader.fields[<int>F_METADATA], b"retry", 5, &span):
+            return 0
+        if span.kind == Kind.TRUE_:
+            return 10
+        if span.kind == Kind.NUMBER and span_to_int64(&span, 0, MAX_RETRIES, &value) == 0:
+            return <int>value
+        return 0
+
+    cdef bint attached(self, Flight flight) except -1:
+        """Does another submit wait for it? Those whose links have gone do not count any more."""
+        if flight.attached is None:
+            return False
+        flight.attached = [pair for pair in flight.attached if not (<Member>pair[0]).gone] or None
+        return flight.attached is not None
+
+    cdef int _attach(self, Flight flight, Member member, int64_t seq) except -1:
+        """The same packet again, while it runs: both submits get its one answer."""
+        self.duplicates += 1
+        if flight.origin is None:
+            member.submits(flight, seq)
+            return 0
+        if flight.attached is None:
+            flight.attached = []
+        if len(flight.attached) < MAX_ATTACHED:
+            flight.attached.append((member, seq))
+        else:
+            self._write_refusal(member, seq, flight)
+        return 0
+
+    cdef int _write_refusal(self, Member member, int64_t seq, Flight flight) except -1:
+        cdef bytes packet_id = self.flights.id_of(flight)
+        member.engine.respond_error(
+            seq, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id), "PF409",
+            f"this packet was sent {MAX_ATTACHED} times while it ran", None, 0)
+
+    # ---------------------------------------------------------------- a flight's way
+
+    cdef Flight begin(self, Member origin, Route route, FrameReader reader, bint renamed, uint64_t fingerprint,
+                      uint32_t tag, int64_t now):
+        cdef Flight flight = self.flights.new()
+        cdef unsigned char[ID_LENGTH] text
+        cdef const unsigned char* packet_id = reader.id.p
+        cdef Py_ssize_t n = reader.id.n
+        cdef int64_t timeout = (reader.timeout_ms if reader.timeout_ms > 0 else DEFAULT_TIMEOUT_MS) * MILLISECOND
+        cdef bytes own_id = None
+        cdef uint64_t key_hash = 0
+        cdef bint has_key = routing_key(reader, route, &key_hash)
+        cdef int retries = self._retries_of(reader)
+        if renamed:
+            # another principal has a packet of the same id: the two must not meet anywhere
+            own_id = PyBytes_FromStringAndSize(<const char*>packet_id, n)
+            write_id(text)
+            packet_id = text
+            n = ID_LENGTH
+        self.flights.enter(flight, packet_id, n, now + timeout, origin.principal.number, own_id)
+        # from here on nothing raises
+        flight.state = FlightState.WAITING
+        flight.priority = reader.priority
+        flight.principal = origin.principal
+        flight.account = origin.account
+        flight.cost = FLIGHT_BYTES
+        flight.account.settle(FLIGHT_BYTES)
+        flight.account.flights += 1
+        flight.route = route
+        flight.accepted = now
+        flight.lost = False
+        flight.retries = retries
+        flight.has_key = has_key
+        flight.key_hash = key_hash
+        flight.fingerprint = fingerprint
+        flight.tag = tag
+        origin.submits(flight, reader.seq)
+        route.flights += 1
+        self.arm_at(flight.deadline)
+        return flight
+
+    cdef int arm_at(self, int64_t deadline) except -1:
+        if self.armed < 0 or deadline < self.armed:
+            return self._arm(deadline)
+        return 0
+
+    cdef int _arm(self, int64_t deadline) except -1:
+        self.armed = deadline
+        if self.arm is not None:
+            self.arm(deadline)
+        return 0
+
+    cdef bint hold(self, Flight flight, FrameReader reader) except -1:
+        """Keeps the payload, for a reactor that has yet to be found. False, and it has failed: there is no room."""
+        cdef Py_ssize_t missing = self.kept.keep(flight, reader)
+        if missing > 0:
+            self.fail(flight, "PF429", flight.account.refusal(missing), {"retry_after_ms": RETRY_AFTER_MS}, self.now)
+        return missing == 0
+
+    cdef int place(self, Flight flight, FrameReader reader, int64_t now) except -1:
+        """Finds the flight its reactor. `reader`: the packet, where it is not held yet."""
+        cdef bint some
+        cdef Route route = flight.route, other
+        cdef Member target = choose(route, flight, flight.origin, self.newcomers.unlisted, &self.chance, &some)
+        if target is not None:
+            if target.room(route.group == GROUP_ED):
+                return self.send(flight, target, reader, now)
+            # only this one may have it: it waits for this one
+            if target.queue is None:
+                target.queue = PriorityHeap()
+            return self.enqueue(flight, target.queue, reader, now)
+        if some:
+            return self.enqueue(flight, route.queue, reader, now)
+        if (route.announced == 0 and (not route.local or route.yields) and now - flight.accepted < WAIT_FOR_ASKED
+                and self.newcomers.awaits_word(route, flight.origin, self.now)):
+            return self.enqueue(flight, self.newcomers.curious, reader, now)
+        if route.local:
+            if reader is not None and not self.hold(flight, reader):
+                return 0
+            return self.local.run_held(self, flight, now)
+        if route.alias is not None:
+            other = self._alias_of(route)
+            if other is not None and other.may_submit >> flight.principal.role & 1:
+                route.flights -= 1
+                other.flights += 1
+                flight.route = other
+                flight.tried = None
+                if flight.held != NULL:
+                    self.kept.rename(flight, self.now)
+                return self.place(flight, reader, now)
+        if flight.retries > 0 and (now - self.started < STARTING or (
+                route.last_served > 0 and now - route.last_served < SEEN_LATELY)):
+            # it was there a moment ago, or will be: a restart, perhaps
+            return self.enqueue(flight, route.queue, reader, now)
+        if route.last_served > 0 and now - route.last_served < SEEN_LATELY:
+            return self.fail(flight, "PF503", f"no reactor for {route.key} is connected just now",
+                              {"retry_after_ms": 1000}, now, reader)
+        return self.fail(flight, "PF001", f"no handler for {route.key}", None, now, reader)
+
+    cdef int send(self, Flight flight, Member target, FrameReader reader, int64_t now) except -1:
+        cdef OutputBuffer out = target.engine.out
+        cdef Text element, wire
+        cdef bytes metadata = None
+        cdef bint as_it_is
+        # kept where another may have to be asked: after PF001, or a loss
+        if reader is not None and flight.held == NULL and (flight.retries > 0 or not target.listed):
+            if not self.hold(flight, reader):
+                return 0
+        as_it_is = reader is not None and reader.usual and flight.own_id is None and PyBytes_GET_SIZE(
+            flight.route.element) == reader.element.n  # else it was a two-letter code
+        if reader is not None and not as_it_is:
+            metadata = metadata_again(reader)
+        try:
+            out.begin_message()
+            out.put_literal(W_SUBMIT)
+            out.put_int(flight.seq)
+            out.put_literal(W_PAYLOAD)
+            if reader is None:
+                self.kept.put(flight, out, self.now)
+            elif as_it_is:
+                out.put(reader.payload.p, reader.payload.n)
+            else:
+                element.p = <const unsigned char*>PyBytes_AS_STRING(flight.route.element)
+                element.n = PyBytes_GET_SIZE(flight.route.element)
+                wire.p = self.table.id_of(flight.slot)
+                wire.n = self.table.entries[flight.slot].id_length
+                put_packet_head(out, reader, element, wire)
+                if reader.timeout_ms > 0:
+                    out.put_literal(W_TIMEOUT)
+                    out.put_int(reader.timeout_ms)
+                put_packet_extra(out, reader, metadata)
+                out.put_literal(b"}")
+            out.put_literal(b"}")
+            out.end_message(OP_TEXT)
+        except BufferError as error:
+            # it does not read: its own link ends, and with it this flight finds another or fails
+            target.engine._overflow(error)
+            flight.sent = now
+            flight.state = FlightState.SENT
+            target.gets(flight)
+            return 0
+        flight.state = FlightState.SENT
+        flight.sent = now
+        target.gets(flight)
+        self.routed += 1
+        return self.touch(target, target.outstanding)
+
+    cdef int enqueue(self, Flight flight, PriorityHeap heap, FrameReader reader, int64_t now) except -1:
+        cdef Queues queues = self.queues
+        if not queues.room(flight, heap):
+            return self.fail(
+                flight, "PF429", f"max_waiting: {heap.live()} packets wait for {flight.route.key} already,"
+                f" {flight.account.queued} in all for {flight.account.name}, at most {queues.most} may",
+                {"retry_after_ms": RETRY_AFTER_MS}, now)
+        if reader is not None and not self.hold(flight, reader):
+            return 0
+        return queues.enter(flight, heap)
+
+    cdef int withdraw(self, Flight flight) except -1:
+        """Tells the reactor that has it, where it understands."""
+        cdef Member target = flight.target
+        if target.engine.peer_cancels:
+            target.engine.withdraw(flight.seq, self.flights.wire_id_of(flight))
+            self.touch(target, target.outstanding)
+        return 0
+
+    cdef int _leave_target(self, Flight flight) except -1:
+        if flight.target is not None:
+            flight.target.lets_go(flight)
+        return 0
+
+    cdef int pump(self, Member member, int64_t now) except -1:
+        """Gives a reactor that has room what waits for it, the most urgent first."""
+        member.unseen = len(self.queues.routes_of(member))
+        return self._give_work(member, now)
+
+    cdef int _give_work(self, Member member, int64_t now) except -1:
+        cdef Queues queues = self.queues
+        cdef Flight head
+        while queues.count > 0 and member.room(True) and not member.draining and not member.gone:
+            head = queues.most_urgent(member, not member.room(False))
+            if head is None:
+                break
+            head.home.pop()
+            queues.left(head)
+            self.send(head, member, None, now)
+        if member.unseen > 0 and queues.count > 0 and member.room(True) and not member.draining and not member.gone:
+            # it has been through a part of its routes only: the rest when the loop has had a turn
+            queues.behind[member] = None
+            self.arm_at(now)
+        return 0
+
+    cdef int _catch_up(self, int64_t now) except -1:
+        """Reactors with many elements that have not all been looked through; so many each time."""
+        cdef Member member
+        for member in list(self.queues.behind)[:CAUGHT_UP]:
+            del self.queues.behind[member]
+            self._give_work(member, now)
+        return 0
+
+    cdef int _next(self, Flight flight, int64_t now) except -1:
+        """Its reactor will not have it: the next one."""
+        cdef Member refusing = flight.target
+        if flight.tried is None:
+            flight.tried = []
+        flight.tried.append(refusing)
+        self._leave_target(flight)
+        self.place(flight, None, now)
+        return self.pump(refusing, now)
+
+    # ---------------------------------------------------------------- answers
+
+    cdef bint answer(self, Engine engine, FrameReader reader, int64_t now) except -1:
+        cdef PendingTable table = self.table
+        cdef Member member = <Member>engine.member
+        cdef int32_t slot = table.find_seq(reader.seq)
+        cdef Flight flight
+        cdef Text own
+        cdef OutputBuffer out
+        cdef const unsigned char* payload
+        cdef Py_ssize_t length
+        cdef object code = None
+        self.now = now
+        # first all that makes an object
+        if not reader.success:
+            code = self._code_of(reader)
+        if slot >= 0 and ((<Flight>table.entries[slot].waiter).target is not member
+                          or table.entries[slot].id_length != reader.id.n
+                          or not _same(table.id_of(slot), reader.id.p, reader.id.n)):
+            slot = -1
+        if slot < 0:
+            # reference reactors answer with seq 0; some other seq is no better
+            slot = table.find_id(reader.id.p, reader.id.n)
+            if slot < 0 or (<Flight>table.entries[slot].waiter).target is not member:
+                self.late += 1
+                return False
+        flight = <Flight>table.entries[slot].waiter
+        if flight.state != FlightState.SENT:
+            self.late += 1
+            return False
+        if member.asked != Asked.ANSWERED and not member.listed:
+            self.newcomers.hears(self, member)
+        if flight.route is self.newcomers.question:
+            self._leave_target(flight)
+            self.give_back(flight)
+            return True
+        if not reader.success:
+            if code == "PF001":
+                if not member.listed:
+                    member.note_refusal(flight.route.hash)
+                    if flight.route in member.routes:
+                        self.directory.leave(member, flight.route, now)
+                if flight.held != NULL:
+                    self._next(flight, now)
+                    return True
+            elif flight.retries > 0 and flight.held != NULL and code in _TRY_AGAIN:
+                # it never ran there; if there is another, that one may
+                if another(flight.route, flight, member, self.newcomers.unlisted):
+                    self._next(flight, now)
+                    return True
+        elif member.strikes is not None:
+            member.strikes.pop(flight.route.hash, None)
+        if not member.listed and code != "PF001" and flight.route not in member.routes:
+            self.directory.learn(member, flight.route)
+        if flight.lost and code in _REFUSALS:
+            self._leave_target(flight)
+            self.fail(flight, code, "the next refused it", None, now)
+            self.pump(member, now)
+            return True
+        payload = reader.payload.p
+        length = reader.payload.n
+        if not reader.usual or flight.own_id is not None:
+            out = self.kept.scratch
+            out.clear()
+            own.p = NULL
+            if flight.own_id is not None:
+                own.p = <const unsigned char*>PyBytes_AS_STRING(flight.own_id)
+                own.n = PyBytes_GET_SIZE(flight.own_id)
+            put_result_payload(out, reader, own)
+            payload = out.data
+            length = out.size
+        member.latency = member.latency * 0.8 + 0.2 * <double>(now - flight.sent) if member.latency > 0 \
+            else <double>(now - flight.sent)
+        self._leave_target(flight)
+        self.end(flight, payload, length, reader.success, code, False, now)
+        if self.queues.count > 0:
+            self.pump(member, now)
+        return True
+
+    cdef object _code_of(self, FrameReader reader):
+        """The code of an answer that is an error; the reader has seen to it that it is a short string or absent."""
+        cdef Span span
+        if reader.fields[<int>F_ERROR].kind != Kind.OBJECT or not find_key(
+                &reader.fields[<int>F_ERROR], b"code", 4, &span) or span.kind != Kind.STRING:
+            return None
+        return decode_span(&span, None)
+
+    cdef bint refuse(self, Engine engine, FrameReader reader, object code, object message, object details) except -1:
+        cdef int32_t slot = self.table.find_seq(reader.seq)
+        cdef Flight flight
+        cdef Member member = <Member>engine.member
+        if slot < 0 and reader.id.n > 0:
+            slot = self.table.find_id(reader.id.p, reader.id.n)
+        if slot < 0 or member is None:
+            return False
+        flight = <Flight>self.table.entries[slot].waiter
+        if flight.target is not member or flight.state != FlightState.SENT:
+            return False
+        if flight.route is self.newcomers.question:
+            self.newcomers.hears(self, member)
+            self._leave_target(flight)
+            self.give_back(flight)
+            return True
+        self._leave_target(flight)
+        self.fail(flight, code, message, details, engine.now)
+        self.pump(member, engine.now)
+        return True
+
+    cdef int end(self, Flight flight, const unsigned char* payload, Py_ssize_t length, bint success, object code,
+                 bint answered, int64_t now) except -1:
+        cdef bytes packet_id
+        cdef const unsigned char* p = self.table.id_of(flight.slot)
+        cdef Py_ssize_t n = self.table.entries[flight.slot].id_length
+        cdef Principal principal = flight.principal
+        if flight.own_id is not None:
+            p = <const unsigned char*>PyBytes_AS_STRING(flight.own_id)
+            n = PyBytes_GET_SIZE(flight.own_id)
+        if flight.origin is not None:
+            self.write_result(flight.origin, flight.origin_seq, payload, length)
+        elif not answered:
+            self.late += 1
+        if flight.attached is not None:
+            for other, seq in flight.attached:
+                self.write_result(<Member>other, seq, payload, length)
+        flight.route.note(success, now - flight.accepted)
+        if success or code not in _NEVER_RAN:
+            self.outcomes.of(principal).record(
+                flight.tag, principal.number, p, n, flight.fingerprint, success, payload, length, now)
+            if self.dependencies.awaited:
+                packet_id = PyBytes_FromStringAndSize(<const char*>p, n)
+                self.give_back(flight)
+                return self.dependencies.ended(principal.number, packet_id, success, self, now)
+        return self.give_back(flight)
+
+    cdef int fail(self, Flight flight, object code, object message, object details, int64_t now,
+                  FrameReader reader=None) except -1:
+        cdef OutputBuffer out = OutputBuffer(limit=1048576)
+        cdef bytes packet_id = self.flights.id_of(flight)
+        if flight.lost and code in _REFUSALS:
+            # said of one that is sent again after a loss it would mean that it never began
+            details = {**(details or {}), "code": code}
+            message = f"the connection of the reactor that handled it was lost, and then: {message}"
+            code = "PF502"
+        cdef bytes error = encode_error(code, message, details, 60)
+        put_failure_payload(out, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id),
+                            error, 0)
+        self.failures.count(code)
+        if self.failures.listener is not None:
+            if reader is None and flight.held != NULL and flight.length > flight.head:
+                read, _borrowed = self.kept.read(flight, 1, self.now)
+                reader = <FrameReader>read
+            self.failures.note_failed(flight, reader, code, message, packet_id)
+            if not self.in_batch:
+                self.arm_at(self.now)
+        return self.end(flight, out.data, out.size, False, code, False, now)
+
+    cdef int write_result(self, Member member, int64_t seq, const unsigned char* payload, Py_ssize_t length) except -1:
+        cdef Engine engine = member.engine
+        cdef OutputBuffer out = engine.out
+        if engine.state != EngineState.OPEN or engine.fatal != 0:
+            return 0
+        try:
+            out.begin_message()
+            put_result_head(out, seq)
+            out.put(payload, length)
+            out.put_literal(b"}")
+            out.end_message(OP_TEXT)
+        except BufferError as error:
+            return engine._overflow(error)
+        engine.handled += 1
+        return self.touch(member, member.submitted)
+
+    cdef int give_back(self, Flight flight) except -1:
+        """The flight is over: out of the table, and into the pool."""
+        # what it lets go of may be a user's, and letting go of it may run anything: last of all
+        cdef object job = flight.job, _attached = flight.attached, _tried = flight.tried, _needs = flight.needs
+        cdef Route route = flight.route
+        self.flights.leave(flight)
+        route.flights -= 1
+        if flight.origin is not None:
+            flight.origin.has_ended(flight)
+        if flight.target is not None:
+            flight.target.lets_go(flight)
+        self.kept.let_go(flight)
+        flight.account.settle(-flight.cost)
+        flight.account.flights -= 1
+        flight.account = None
+        flight.cost = 0
+        flight.state = FlightState.FREE
+        flight.engine = None
+        if job is not None:
+            (<Job>job).flight = None
+            flight.job = None
+        flight.attached = None
+        flight.tried = None
+        flight.needs = None
+        flight.route = None
+        flight.principal = None
+        self.flights.give_back(flight)
+        if route.flights == 0 and route.announced == 0 and not route.local:
+            self.directory.rest(route)
+        if self.idle is not None and self.table.count == self.newcomers.question.flights and not self.idle.done():
+            self.idle.set_result(None)
+        return 0
+
+    # ---------------------------------------------------------------- handled here
+
+    cdef int answered(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n, object code,
+                      const unsigned char* payload, Py_ssize_t length) except -1:
+        return self.local.answered(self, engine, packet_id, n, code, payload, length)
+
+    cdef int drop(self, Engine engine, object job, int why) except -1:
+        return self.local.drop(self, engine, job, why)
+
+    cdef int settled(self, int32_t number, const unsigned char* packet_id, Py_ssize_t n, bint success,
+                     int64_t now) except -1:
+        if self.dependencies.awaited:
+            self.dependencies.ended(number, PyBytes_FromStringAndSize(<const char*>packet_id, n), success, self, now)
+        return 0
+
+    cdef int forget(self, Flight flight) except -1:
+        cdef bytes packet_id = self.flights.id_of(flight)
+        cdef int32_t number = flight.principal.number
+        self.dependencies.stop(flight, self)
+        self.queues.leave(flight)
+        self._leave_target(flight)
+        flight.route.failed += 1
+        self.give_back(flight)
+        if self.dependencies.awaited:
+            self.dependencies.ended(number, packet_id, False, self, self.now)
+        return 0
+
+    cdef int cancel(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n) except -1:
+        """The submitter takes a packet back."""
+        cdef Member member = <Member>engine.member
+        cdef Member target
+        cdef bint clash
+        cdef Flight flight
+        if member is None:
+            return 0
+        flight = self.flights.find(member.principal.number, packet_id, n, &clash)
+        if flight is None or flight.origin is not member or self.attached(flight):
+            return 0
+        target = flight.target
+        if flight.state == FlightState.SENT:
+            self.withdraw(flight)
+        self.forget(flight)
+        if target is not None:
+            self.pump(target, engine.now)
+        return 0
+
+    cdef int resumed(self, Engine engine, int64_t now) except -1:
+        cdef Member member = <Member>engine.member
+        self.now = now
+        if member is not None and self.queues.count > 0:
+            self.pump(member, now)
+        return 0
+
+    cdef int launch(self, Flight flight, FrameReader reader, int64_t now) except -1:
+        if self._here(flight.route, flight.origin):
+            if reader is not None and not self.hold(flight, reader):
+                return 0
+            return self.local.run_held(self, flight, now)
+        return self.place(flight, reader, now)
+
+    # ---------------------------------------------------------------- time
+
+    def advance(self, int64_t now):
+        """Deadlines. Call at the time that `arm` was called with."""
+        cdef int32_t slot
+        cdef int count = 0
+        cdef Flight flight
+        self.now = now
+        self.in_batch = True
+        self.armed = -1
+        self.dependencies.begin_turn()
+        self.dispatcher.begin_batch(now)
+        try:
+            slot = self.table.due(now)
+            # so many at a time: a hundred thousand that end at once must not keep the loop
+            while slot >= 0 and count < AT_ONCE:
+                count += 1
+                flight = <Flight>self.table.entries[slot].waiter
+                if flight.state == FlightState.LOCAL:
+                    self.local.expire(self, flight)
+                else:
+                    self._expire(flight, now)
+                slot = self.table.due(now)
+            if self.dependencies.ready:
+                self.dependencies.go_on(self, now)
+            if self.newcomers.looking > 0:
+                self.newcomers.place_some(self)
+            elif self.newcomers.unasked or self.newcomers.asked or self.newcomers.curious.live() > 0:
+                self.newcomers.look_after(self)
+            if self.queues.behind:
+                self._catch_up(now)
+            if self.membership.leaving:
+                self.membership.lose_some(self)
+        finally:
+            self.dependencies.sweep(self)
+            self.dispatcher.end_batch()
+            self._flush_dirty()
+            if self.table.count > 0:
+                self.arm_at(self.table.next_due())
+
+    cdef int _expire(self, Flight flight, int64_t now) except -1:
+        cdef Member target = flight.target
+        cdef Route route = flight.route
+        if flight.state == FlightState.WAITING:
+            self.dependencies.stop(flight, self)
+            self.fail(flight, "PF424", "what this packet depends on did not end before the deadline", None, now)
+            return 0
+        if flight.state == FlightState.QUEUED:
+            self.queues.leave(flight)
+            self.fail(flight, "PF408", f"the deadline passed while the packet waited for a reactor with room"
+                       f" ({route.key})", None, now)
+            return 0
+        if flight.route is self.newcomers.question:
+            # that it is silent was noted long ago; meanwhile it may have been asked again
+            self._leave_target(flight)
+            self.give_back(flight)
+            return 0
+        self.withdraw(flight)
+        if not target.listed:
+            if target.strikes is None:
+                target.strikes = {}
+            strikes = target.strikes.get(route.hash, 0) + 1
+            if len(target.strikes) < REFUSALS:
+                target.strikes[route.hash] = strikes
+            if strikes >= STRIKES:
+                target.note_refusal(route.hash)
+        self._leave_target(flight)
+        self.fail(flight, "PF408", f"no answer came before the deadline ({route.key})", None, now)
+        return self.pump(target, now)

@@ -1,0 +1,47 @@
+"""What is remembered of how packets ended. See ``outcomes.pxd``."""
+
+cimport cython
+from libc.stdint cimport int32_t, int64_t
+
+from pfcore.route.flights cimport NOBODY_ROLE, Principal
+from pfcore.route.ledger cimport Ledger
+
+__all__ = ["Outcomes"]
+
+cdef enum:
+    LEAST = 1000                 # outcomes that a principal's share has, however many principals there are
+    NOBODYS_BYTES = 65536
+
+
+@cython.final
+cdef class Outcomes:
+    """`most` outcomes, and `most_bytes` of results, in equal shares. ValueError for less than one."""
+
+    def __init__(self, int32_t most, int64_t most_bytes):
+        Ledger(bound=most, room=most_bytes)  # bad settings fail here
+        self.most = most
+        self.most_bytes = most_bytes
+        self.principals = 1
+        self.ledgers = []
+        self.nobodys = Ledger(bound=LEAST, room=NOBODYS_BYTES)
+
+    cdef Ledger of(self, Principal principal):
+        if principal.ledger is None and principal.role == NOBODY_ROLE:
+            return self.nobodys  # what is still under way of one that is no more
+        if principal.ledger is None:
+            principal.ledger = Ledger(bound=max(min(LEAST, self.most), <int32_t>(self.most // self.principals)),
+                                      room=self.most_bytes // self.principals)
+            self.ledgers.append(principal.ledger)
+        return principal.ledger
+
+    cdef int forget(self, Principal principal) except -1:
+        if principal.ledger is not None:
+            self.ledgers.remove(principal.ledger)
+            principal.ledger = None
+        return 0
+
+    cdef Py_ssize_t count(self) except? -1:
+        return sum([len(ledger) for ledger in self.ledgers])
+
+    cdef Py_ssize_t bytes_used(self) except? -1:
+        return sum([ledger.bytes_used for ledger in self.ledgers])

@@ -1,0 +1,23 @@
+# Flights that wait for room: at the reactors of an element, or at one that alone may have them.
+
+from pfcore.memory.heap cimport PriorityHeap
+from pfcore.route.flights cimport Flight, Member
+
+cdef class Queues:
+    cdef:
+        readonly Py_ssize_t count    # flights that wait
+        readonly Py_ssize_t most     # that may wait for one element or reactor
+        list routes              # those whose queue is not empty; Route.queued_at is the place
+        dict behind              # Member -> None: has room, and more elements than were looked at
+
+    # Is there room for one more of this account's in this queue?
+    cdef bint room(self, Flight flight, PriorityHeap heap) except -1
+    cdef int enter(self, Flight flight, PriorityHeap heap) except -1
+    # Takes it out of the queue that it stands in, if it does; `left`: it was popped.
+    cdef int leave(self, Flight flight) except -1
+    cdef int left(self, Flight flight) except -1
+    # Where work for a reactor may wait.
+    cdef list routes_of(self, Member member)
+    # The most urgent of what a reactor with room may have, still in its queue; None: nothing. `urgent`: only what an
+    # event may have is left. Of many elements a part is looked at: `member.unseen` says how many are left.
+    cdef Flight most_urgent(self, Member member, bint urgent)

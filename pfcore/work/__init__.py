@@ -1,0 +1,1 @@
+"""Handlers: found, queued fairly, called, and answered for."""

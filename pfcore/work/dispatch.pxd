@@ -1,0 +1,106 @@
+# Runs handlers: finds the one for a packet, calls it at once where it may,
+# queues it by priority where it may not, and answers.
+#
+# It knows the engine, asyncio's Task protocol and the clock (for the time that
+# a handler took); no sockets. One dispatcher serves all links of a reactor or
+# gateway, so its limits hold for them together.
+#
+#   accept --(free)--> called inline --returns--------------------> answered
+#      |                    \--is a coroutine: driven--returns-----> answered
+#      |                                        \--suspends--> Worker's Task --> answered
+#      \--(at the limit, or the slice is used up)--> Job in the heap --> later as above
+#
+# Which packets may run beside which is their group's (the specification's section 3):
+#   cf   one at a time, per metadata.key where there is one
+#   ed   at once, never behind queued work
+#   mc   one at a time
+#   rm   one at a time per metadata.key, else data.key
+#   df, co  as many as there is room for
+# A handler with a `limit` of its own has a lane of that width. A `free` one waits
+# rather than works (the standard elements): thousands of them may be suspended.
+
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+from pfcore.link.engine cimport Acceptor, Engine
+from pfcore.memory.budget cimport Account
+from pfcore.memory.heap cimport PriorityHeap
+from pfcore.wire.packets cimport Packet
+from pfcore.wire.reader cimport FrameReader
+from pfcore.wire.scan cimport Span
+from pfcore.work.fair cimport FairQueue
+from pfcore.work.handler cimport Handler
+from pfcore.work.keys cimport KeyTable
+from pfcore.work.worker cimport Job, Lane, Worker, WorkerHost
+
+cdef class Dispatcher(WorkerHost):
+    cdef:
+        object later                 # callable(callback): a slice of the queue gets its turn
+        readonly Py_ssize_t concurrency  # handlers that may be suspended at once
+        readonly Py_ssize_t max_queue    # jobs that may wait
+        Py_ssize_t max_queue_bytes
+        readonly Py_ssize_t running  # suspended handlers, but for free ones
+        readonly Py_ssize_t waiting  # suspended handlers that are free
+        readonly Py_ssize_t max_waiting
+        Py_ssize_t queue_bytes
+        readonly bint draining
+        readonly bint expose_errors
+        FairQueue queue
+        FairQueue free_queue         # of jobs whose handlers are free
+        dict suspended_jobs          # Job -> None: those whose handlers have begun and not ended
+        object doomed                # deque of Jobs that nobody waits for, to be cancelled in the next iterations
+        Py_ssize_t cancelled         # so many were in this one
+        bint blocked                 # nothing in `queue` may leave it before a handler has ended
+        int64_t free_used            # ns that free handlers have had in this iteration of the loop
+        dict lanes                   # key -> Lane, while anyone is in it
+        readonly Py_ssize_t queued_jobs  # in both queues and in all lanes
+        object caller                # of the packet that is accepted just now: a Member, or a Principal
+        Lane lane                    # of the packet that is to be run now
+        uint64_t lane_key
+        Py_ssize_t lane_limit        # 0: it needs none
+        KeyTable handlers
+        Worker spare                 # the worker that the next handler is driven under
+        bint active                  # the spare worker's task and context are the present ones
+        bint inside                  # a handler's first step is running: they stay so until it ends
+        bint scheduled               # `run_queue` was handed to call_soon
+        int64_t slice_ends           # ns; inline handlers stop there and the rest queues
+        int64_t batch_began          # ns
+        int64_t spent                # ns of batches in this iteration of the loop, over all links
+        object idle                  # Future or None: set when nothing runs or waits
+        object on_slow               # callable(key, ms) or None
+        object on_error              # callable(key, packet id, exception) or None
+        # -- counts
+        readonly int64_t completed
+        readonly int64_t failed
+
+    cdef Handler find(self, FrameReader reader)
+    cdef int deactivate(self) except -1
+    cdef int _activate(self, Worker worker) except -1
+    cdef int _run_simulated(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id,
+                            Py_ssize_t n, object data, Packet packet, int64_t now) except -1
+    cdef int _run(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+                  object data, Packet packet, int64_t deadline, Job job, Py_ssize_t cost, int64_t now) except -1
+    cdef int _enqueue(self, Engine engine, FrameReader reader, Handler handler, object data, Packet packet,
+                      int64_t now) except -1
+    cdef int _answer(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+                     Job job, object value, int64_t started) except -1
+    cdef int _answer_error(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id,
+                           Py_ssize_t n, Job job, object error, int64_t started) except -1
+    cdef bint _refuse_full(self, Engine engine, FrameReader reader, Py_ssize_t cost) except -1
+    cdef int _charge(self, Job job, Engine engine, Py_ssize_t cost) except -1
+    cdef int _settle(self, Job job) except -1
+    cdef int _put(self, Job job, FairQueue queue) except -1
+    cdef bint _inside_task(self) except -1
+    cdef int _run_some(self, FairQueue queue, int64_t now, int64_t end) except -1
+    cdef int _run_job(self, Job job, int64_t now) except -1
+    cdef int _refuse_queued(self, Job job, int64_t now) except -1
+    cdef bint _may_run(self, Account account) noexcept
+    cdef Worker _take_worker(self)
+    cdef int _tell_error(self, Engine engine, Handler handler, const unsigned char* packet_id, Py_ssize_t n,
+                         Job job, object error) except -1
+    cdef int _job_done(self, Job job) except -1
+    cdef int _find_lane(self, Handler handler, FrameReader reader) except -1
+    cdef int _leave_lane(self, Job job) except -1
+    cdef Lane _enter_lane(self)
+    cdef int _schedule(self) except -1
+    cdef int _check_idle(self) except -1
+    cdef int _cancel_some(self, Py_ssize_t most) except -1
