@@ -13,6 +13,7 @@ import time
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import repeat
 from typing import Any, NamedTuple, Protocol
 
@@ -24,8 +25,10 @@ __all__ = ["SAME", "Change", "Entry", "MemoryStore", "Store", "StoreFull", "Subs
 
 log = logging.getLogger("packetflow.state")
 
-NAME_BYTES = 400
+NAME_BYTES = 640
 """What a name takes besides its text and value, bytes: entry, slot, its places in tables, an alarm."""
+LOG_BYTES = 1100
+"""What a log takes besides its items: the first block of its queue, its places in tables."""
 ITEM_BYTES = 180
 """What an item of a log takes besides what its writer counts."""
 
@@ -373,7 +376,8 @@ class MemoryStore:
         slot.cost = cost
         names.enter(name, slot)
         if ttl is not None:
-            slot.alarm = self._alarms.at(self._alarms.now() + ttl, lambda: self._take(kind, names, name))
+            # not a closure: a hundred thousand names may have one each
+            slot.alarm = self._alarms.at(self._alarms.now() + ttl, partial(self._take, kind, names, name))
         while names.bytes_bound is not None and names.bytes > names.bytes_bound and len(names.slots) > 1:
             self._evict(kind, names, name)
         self._publish(kind, Change(name, entry, entry.version))
@@ -464,7 +468,7 @@ class MemoryStore:
         log = logs.get(name)
         bounded = kind in self._log_items
         size = sum(cost for _, cost in items)
-        name_cost = 0 if owner is None or log is not None else NAME_BYTES + 2 * len(name)
+        name_cost = 0 if owner is None or log is not None else LOG_BYTES + 2 * len(name)
         if log is None:
             self._make_room_for_log(kind, logs, owner, bounded)
         if owner is not None:
