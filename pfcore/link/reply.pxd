@@ -56,7 +56,6 @@ cdef class Reply:
     cdef int fire(self) except -1
     # Schedules the callbacks with call_soon. Anywhere.
     cdef int fire_soon(self) except -1
-    cdef bint has_waiter(self) noexcept
     cdef object outcome(self)    # the value, or raises
 
     cdef int _run(self, object callback, object context) except -1

@@ -89,9 +89,6 @@ cdef class Reply:
         self.entry = None
         self.frame = None
 
-    cdef bint has_waiter(self) noexcept:
-        return self.callback is not None
-
     cdef int fire(self) except -1:
         cdef object callback = self.callback
         cdef object context = self.context

@@ -65,7 +65,8 @@ cdef class Packet:
     `timeout_ms`: 1 to 300,000, from acceptance to answer (default: 29,500 on
     the receiving side). `dependencies`: ids of packets that must have succeeded
     first, at most 64. `metadata`: an object. `id`: 1 to 128 bytes, by default a
-    fresh UUIDv4. `size`: bytes of the data's JSON in a packet that came, else 0.
+    fresh UUIDv4. `size`: bytes of the data's JSON in a packet that came
+    (a text's without its quotes), else 0.
     Specification section 1. Raises `InvalidPacket`.
     """
 

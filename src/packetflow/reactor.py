@@ -19,7 +19,7 @@ from packetflow.elements.helpers import Toolbox
 from packetflow.endings import Ending, within
 from packetflow.endpoint import Endpoint, parse_endpoint
 from packetflow.errors import ConnectionLost, Forbidden, PacketFlowError, Unauthenticated
-from packetflow.handlers import HandlerRegistry
+from packetflow.handling.registry import HandlerRegistry
 from packetflow.logs import HandlerErrors, warn_slow
 from packetflow.model import Result
 from pfcore.client import Submitter

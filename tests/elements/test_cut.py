@@ -102,7 +102,7 @@ async def test_others_go_on_while_an_expression_is_computed(
             slices += 1
             return super().go_on()
 
-    monkeypatch.setattr("packetflow.elements.runtime.Cut", Counting)
+    monkeypatch.setattr("packetflow.elements.call.Cut", Counting)
     long = asyncio.ensure_future(client.call("df", "transform", LONG))
     assert await client.call("df", "transform", {"input": 1, "expression": "@"}) == 1
     assert await long == [[n, n, n] for n in range(1000)]
@@ -125,7 +125,7 @@ async def test_one_of_an_account_is_in_the_middle(
             under_way -= done
             return done
 
-    monkeypatch.setattr("packetflow.elements.runtime.Cut", Counting)
+    monkeypatch.setattr("packetflow.elements.call.Cut", Counting)
     await asyncio.gather(*(client.call("df", "transform", LONG) for _ in range(10)))
     assert under_way == 0
     assert most <= 2  # a second may have begun in the slice in which the first was left
@@ -143,7 +143,7 @@ async def test_an_evaluation_ends_with_its_packet(
             super().drop()
             ended.append(left)
 
-    monkeypatch.setattr("packetflow.elements.runtime.Cut", Noting)
+    monkeypatch.setattr("packetflow.elements.call.Cut", Noting)
     replies = [asyncio.ensure_future(client.call("df", "transform", LONG)) for _ in range(20)]
     await until(lambda: len(ended) >= 1)
     for reply in replies:

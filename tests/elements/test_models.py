@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from packetflow.elements import STANDARD, Bounds, Runtime
+from packetflow.elements.call import Call
 from packetflow.elements.df import MAX_DELIVERIES
-from packetflow.elements.runtime import Call, key_of
+from packetflow.elements.request import key_of
 from packetflow.errors import PacketFlowError
 from packetflow.model import Packet
 from packetflow.state import Session

@@ -125,7 +125,6 @@ rule = RULES.rule
 
 SPEC_PACKET = "spec 1, packet wire format"
 SPEC_FRAME = "spec 2, message frame"
-SPEC_GROUPS = "spec 3, behavioral groups"
 SPEC_ELEMENTS = "spec 4, standard elements"
 SPEC_TYPES = "spec, core types"
 SPEC_CODES = "spec, protocol guarantees: error codes"

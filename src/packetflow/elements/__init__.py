@@ -8,9 +8,11 @@ are there for whatever packet names them.
 from __future__ import annotations
 
 from packetflow.elements import cf, co, df, ed, mc, rm
+from packetflow.elements.bounds import Bounds
 from packetflow.elements.builders import branch, case, gather, lit, loop, reduce, ref, seq, step, transform
 from packetflow.elements.helpers import Toolbox
-from packetflow.elements.runtime import Bounds, Element, Host, Runtime
+from packetflow.elements.request import Element
+from packetflow.elements.runtime import Host, Runtime
 
 __all__ = [
     "STANDARD",

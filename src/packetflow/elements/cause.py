@@ -14,7 +14,7 @@ from packetflow.elements.expressions import MAX_STEPS, Meter
 from packetflow.errors import InvalidPacket
 
 if TYPE_CHECKING:
-    from packetflow.elements.runtime import Bounds
+    from packetflow.elements.bounds import Bounds
 
 __all__ = ["Cause"]
 

@@ -6,19 +6,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from packetflow.elements.call import RESULT_BYTES, Call, Results
 from packetflow.elements.expressions import View, expand
-from packetflow.elements.runtime import (
-    RESULT_BYTES,
-    STEP_BYTES,
-    Call,
-    Int,
-    Request,
-    Results,
-    Step,
-    check_name,
-    element,
-    list_of,
-)
+from packetflow.elements.request import STEP_BYTES, Int, Request, Step, check_name, element, list_of
 from packetflow.errors import InvalidPacket
 
 __all__ = ["ELEMENTS"]

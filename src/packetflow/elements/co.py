@@ -11,13 +11,11 @@ from typing import Any
 
 import msgspec
 
+from packetflow.elements.call import RESULT_BYTES, SENT_BYTES, Call
 from packetflow.elements.expressions import View, decoding_cost
 from packetflow.elements.lanes import in_parallel
-from packetflow.elements.runtime import (
-    RESULT_BYTES,
-    SENT_BYTES,
+from packetflow.elements.request import (
     STEP_BYTES,
-    Call,
     Int,
     Request,
     Step,

@@ -10,14 +10,12 @@ from typing import Any, Literal
 
 import msgspec
 
+from packetflow.elements.call import RESULT_BYTES, Call, Results
 from packetflow.elements.expressions import compile_expression
 from packetflow.elements.lanes import in_parallel
-from packetflow.elements.runtime import (
-    RESULT_BYTES,
-    Call,
+from packetflow.elements.request import (
     Int,
     Request,
-    Results,
     Step,
     check_name,
     check_size,

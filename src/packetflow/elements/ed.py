@@ -12,8 +12,10 @@ from typing import Any
 
 import msgspec
 
+from packetflow.elements.call import Call
 from packetflow.elements.cause import Cause
-from packetflow.elements.runtime import Call, Int, Request, Standing, Step, check_name, check_size, element
+from packetflow.elements.request import Int, Request, Step, check_name, check_size, element
+from packetflow.elements.standing import Standing
 from packetflow.errors import InvalidPacket, PacketFlowError
 from packetflow.state import Alarm, Patterns
 from pfcore.memory.budget import Account

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from packetflow.elements.runtime import Call
+from packetflow.elements.call import Call
 from packetflow.errors import InvalidPacket
 
 __all__ = ["in_parallel"]

@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from packetflow.elements.runtime import Call, Request, check_name, element
+from packetflow.elements.call import Call
+from packetflow.elements.request import Request, check_name, element
 from packetflow.errors import InvalidPacket
 
 __all__ = ["ELEMENTS", "Administration"]

@@ -8,17 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from packetflow.elements.runtime import (
-    Call,
-    Int,
-    Request,
-    Step,
-    check_name,
-    check_size,
-    check_ttl,
-    element,
-    full,
-)
+from packetflow.elements.call import Call
+from packetflow.elements.request import Int, Request, Step, check_name, check_size, check_ttl, element, full
 from packetflow.errors import Conflict, InvalidPacket, Overloaded, PacketFlowError
 from packetflow.state import SAME, Lease, StoreFull, VersionMismatch
 

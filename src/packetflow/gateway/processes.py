@@ -101,7 +101,6 @@ class _Child:
         self.watching: asyncio.Task[None] | None = None
         self.refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.stopping = False
-        self.starts = 0
 
 
 class Supervisor:
@@ -235,7 +234,6 @@ class Supervisor:
             raise HandlerError(f"{template.command[0]!r} cannot be started: {error.strerror}") from None
         child.group = child.process.pid
         _groups[child.group] = os.getpid()
-        child.starts += 1
         log.info("started %s as process %d", child.id, child.process.pid)
         if self._closed:
             self._kill(child)

@@ -28,7 +28,7 @@ from packetflow.gateway.principals import Principals
 from packetflow.gateway.processes import Supervisor, Template
 from packetflow.gateway.reactors import Reactors
 from packetflow.gateway.web import prepare, respond
-from packetflow.handlers import HandlerRegistry
+from packetflow.handling.registry import HandlerRegistry
 from packetflow.logs import Complaints, HandlerErrors, warn_slow
 from packetflow.model import SHORT_ELEMENTS, Packet
 from packetflow.tracing import trace_id_of

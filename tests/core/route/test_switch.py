@@ -574,3 +574,23 @@ def test_what_waited_does_not_begin_once_its_account_holds_too_much() -> None:
             sim.resume(0, "return")
         sim.audit(at_rest=True)
         assert own.held == 0
+
+
+def test_elements_that_end_with_their_reactor_are_not_known_for_good() -> None:
+    """Packets for them were under way when it went: what is kept of an element goes with its last packet."""
+    sim = Simulation()
+    client = sim.join(["df:nothing"])
+    before = len(sim.switch.elements)
+    for turn in range(3):
+        names = [f"e{turn}.{n}" for n in range(1000)]
+        worker = sim.join([f"df:{name}" for name in names])
+        for name in names:
+            sim.submit(client, f"p{name}", element=name, timeout_ms=20_000)
+        sim.leave(worker)
+        for _ in range(20):
+            sim.pass_time(0)
+    for _ in range(60):
+        sim.pass_time(0.5)
+    assert len(sim.answers[client]) == 3000
+    assert len(sim.switch.elements) - before <= 1024  # those that are kept for their history
+    sim.audit(at_rest=True)

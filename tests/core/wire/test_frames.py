@@ -113,6 +113,15 @@ def test_any_order_of_keys_and_any_white_space(fields: list[str], keys: list[str
     assert read(text.encode()).payload == read({"type": "submit", "seq": 5, "payload": EXTENDED}).payload
 
 
+def test_a_packet_that_came_knows_how_long_its_data_was() -> None:
+    for data in ("any-json-value", [1, {"a": None}], None, 7):
+        message = {"type": "submit", "seq": 1, "payload": {**MINIMAL, "data": data}}
+        assert read(message).payload.size == len(json.dumps(data)) - 2 * isinstance(data, str)
+    absent = {key: value for key, value in MINIMAL.items() if key != "data"}
+    assert read({"type": "submit", "seq": 1, "payload": absent}).payload.size == 0
+    assert Packet("df", "x", [1, 2, 3]).size == 0
+
+
 def test_unknown_keys_are_ignored() -> None:
     changed = change(change(SUBMIT, "extra", {"a": [1]}), "payload.another", "x")
     assert read(changed) == read(SUBMIT)

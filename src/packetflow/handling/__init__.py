@@ -1,0 +1,1 @@
+"""Handlers, from a Python function to what the core calls: signatures, middleware, processes, traces."""
