@@ -59,3 +59,10 @@ async def reactor(gateway: Gateway) -> AsyncIterator[Reactor]:
     async with gateway, Reactor(gateway.endpoint, name="r1") as reactor:
         await gateway.wait_for_reactor("r1")
         yield reactor
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[Gateway]:
+    """A gateway without handlers of its own, which listens."""
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1") as gateway:
+        yield gateway

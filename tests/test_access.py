@@ -7,7 +7,6 @@ import base64
 import contextlib
 import json
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -27,25 +26,7 @@ from packetflow import (
     Unauthenticated,
 )
 from packetflow.conformance.wire import Peer
-from packetflow.gateway import hash_token, new_token
-from tests.test_routing import submit, until
-
-TOKENS = {name: new_token() for name in ("client", "worker", "admin", "limited")}
-
-ROLES = [
-    Role("client", submit=("df:*", "ed:order.*", "cf:go")),
-    Role("worker", submit=("df:*",), handle=("df:*", "ed:*", "cf:go", "rm:lock"), replace=("rm:lock",)),
-    Role("admin", submit=("*:*",), handle=("*:*",), admin=True),
-]
-
-
-def identities() -> list[Identity]:
-    return [
-        Identity("client", "client", (hash_token(TOKENS["client"]),)),
-        Identity("worker", "worker", (hash_token(TOKENS["worker"]),), certificate="worker.example"),
-        Identity("admin", "admin", (hash_token(TOKENS["admin"]),)),
-        Identity("limited", "client", (hash_token(TOKENS["limited"]),), rate=5),
-    ]
+from tests.helpers import ROLES, TOKENS, certificate, identities, submit, until
 
 
 @pytest.fixture
@@ -440,26 +421,9 @@ async def test_names_cannot_forge_log_lines(guarded: Gateway) -> None:
 # ---------------------------------------------------------------- TLS
 
 
-def _certificate(directory: Path, name: str, issuer: str | None = None) -> None:
-    """A key and a certificate, that of an authority, or signed by `issuer`; strict readers want every extension."""
-    usage = "keyCertSign, cRLSign" if issuer is None else "digitalSignature"
-    config = directory / f"{name}.cnf"
-    config.write_text(
-        "[req]\ndistinguished_name = dn\nx509_extensions = extensions\n[dn]\n[extensions]\n"
-        f"basicConstraints = critical, CA:{'TRUE' if issuer is None else 'FALSE'}\nkeyUsage = critical, {usage}\n"
-        "subjectKeyIdentifier = hash\nauthorityKeyIdentifier = keyid\nsubjectAltName = IP:127.0.0.1, DNS:localhost\n"
-    )
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-               "-days", "2", "-subj", f"/CN={name}", "-keyout", str(directory / f"{name}.key"),
-               "-out", str(directory / f"{name}.pem"), "-config", str(config)]  # fmt: skip
-    if issuer is not None:
-        command += ["-CA", str(directory / f"{issuer}.pem"), "-CAkey", str(directory / f"{issuer}.key")]
-    subprocess.run(command, check=True, capture_output=True)
-
-
 async def test_tls_with_client_certificates_and_tokens(tmp_path: Path) -> None:
     for name, issuer in (("ca", None), ("gateway", "ca"), ("worker.example", "ca"), ("stranger", None)):
-        _certificate(tmp_path, name, issuer)
+        certificate(tmp_path, name, issuer)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(tmp_path / "gateway.pem", tmp_path / "gateway.key")
     server.load_verify_locations(tmp_path / "ca.pem")

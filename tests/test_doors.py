@@ -21,9 +21,7 @@ from packetflow.errors import PacketFlowError
 from packetflow.gateway import hash_token, new_token
 from packetflow.gateway.config import ConfigError, load_config
 from packetflow.gateway.door import Door, Refusal, check_upgrade, split_target
-from tests.test_access import _certificate
-from tests.test_operations import free_port, get, served
-from tests.test_routing import until
+from tests.helpers import certificate, free_port, get, served, until
 
 NOTHING = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 """SHA-256 of nothing."""
@@ -374,12 +372,12 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two authorities, a gateway's certificate, and a worker's of each authority."""
     directory = tmp_path_factory.mktemp("certificates")
     for name, issuer in (("ca", None), ("old-ca", None), ("gateway", "ca"), ("worker", "ca")):
-        _certificate(directory, name, issuer)
+        certificate(directory, name, issuer)
     old = directory / "old"
     old.mkdir()
     for kind in ("pem", "key"):
         (old / f"old-ca.{kind}").write_text((directory / f"old-ca.{kind}").read_text())
-    _certificate(old, "worker", "old-ca")
+    certificate(old, "worker", "old-ca")
     return directory
 
 

@@ -6,13 +6,8 @@ import asyncio
 import json
 import logging
 import signal
-import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +24,7 @@ from packetflow.gateway.web import metrics
 from packetflow.logs import JsonFormatter, RateLimit
 from packetflow.testing import pair
 from packetflow.tracing import current_traceparent, inject, trace_context, trace_id_of
+from tests.helpers import ROLES, TOKENS, free_port, get, identities, served
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -120,28 +116,6 @@ def test_every_error_of_a_configuration_is_told_with_its_key(tmp_path: Path) -> 
             load_config(path)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def served(*arguments: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
-    """``packetflow gateway`` in a process of its own, once it listens."""
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "packetflow", "gateway", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("listening on")
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGHUP")
 def test_sighup_reads_tokens_again_and_sigterm_drains(tmp_path: Path) -> None:
     port, (old, new) = free_port(), (new_token(), new_token())
@@ -186,21 +160,6 @@ def test_token_prints_a_token_and_its_digest() -> None:
 # ---------------------------------------------------------------- health and metrics
 
 
-async def get(gateway: Gateway, path: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
-    url = gateway.endpoint.replace("ws://", "http://").removesuffix("/packetflow/v1") + path
-
-    def fetch_now() -> tuple[int, str]:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(urllib.request.Request(url, headers=headers or {}), timeout=5) as response:
-                return response.status, response.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-
-    return await asyncio.to_thread(fetch_now)
-
-
 async def test_health_readiness_and_metrics_on_the_same_port(gateway: Gateway, reactor: Reactor) -> None:
     assert await get(gateway, "/healthz") == (200, "ok\n")
     assert await get(gateway, "/readyz") == (200, "ready\n")
@@ -229,7 +188,6 @@ async def test_health_readiness_and_metrics_on_the_same_port(gateway: Gateway, r
 
 async def test_metrics_ask_for_credentials_where_links_must() -> None:
     from packetflow import Access
-    from tests.test_access import ROLES, TOKENS, identities
 
     async with Gateway("ws://127.0.0.1:0/packetflow/v1", access=Access.of(ROLES, identities())) as gateway:
         assert (await get(gateway, "/healthz"))[0] == 200
@@ -240,7 +198,6 @@ async def test_metrics_ask_for_credentials_where_links_must() -> None:
 
 async def test_the_metrics_show_every_budget_and_who_holds_what_of_it() -> None:
     from packetflow import Access
-    from tests.test_access import ROLES, TOKENS, identities
 
     access = Access.of(ROLES, identities(), anonymous=ROLES[0])
     async with Gateway("ws://127.0.0.1:0/packetflow/v1", access=access, max_principal_bytes=2_000_000,

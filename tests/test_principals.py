@@ -17,7 +17,7 @@ from packetflow.gateway.access import NOBODY_ROLE, Budgets
 from packetflow.gateway.principals import Principals
 from pfcore.memory.budget import Budget
 from pfcore.route.flights import Principal
-from tests.test_routing import submit, until
+from tests.helpers import submit, until
 
 TOKENS = {name: new_token() for name in ("ada", "bob", "eve")}
 USER = Role("user", submit=("df:*", "ed:*", "rm:*"), handle=("df:*",))

@@ -134,6 +134,16 @@ def test_a_module_of_the_core_is_comfortable_to_hold_in_mind() -> None:
 
 
 @needs_sources
+def test_where_a_change_goes_names_files_that_are_there() -> None:
+    architecture = (ROOT / "docs" / "architecture.md").read_text()
+    table = architecture.partition("## Where a change goes")[2].partition("\n## ")[0]
+    files = re.findall(r"`((?:pfcore|src|docs)/[\w./]+)`", table)
+    assert len(files) > 25
+    for file in files:
+        assert (ROOT / file).is_file(), file
+
+
+@needs_sources
 def test_the_rooms_of_the_core_are_documented() -> None:
     architecture = (ROOT / "docs" / "architecture.md").read_text()
     for module in CORE_MODULES:

@@ -25,7 +25,7 @@ from pfcore.link.websocket import Link
 from pfcore.route.flights import Principal
 from pfcore.simulate import receive_message
 from pfcore.work.handler import Handler
-from tests.test_routing import submit, until
+from tests.helpers import submit, until
 
 TOKENS = {name: new_token() for name in ("billing", "other", "admin")}
 ROLES = [

@@ -21,14 +21,9 @@ from packetflow import (
     Unavailable,
 )
 from packetflow.conformance.wire import Peer, frame
+from tests.helpers import submit, until
 
 Start = Callable[..., Awaitable[Reactor]]
-
-
-@pytest.fixture
-async def hub() -> AsyncIterator[Gateway]:
-    async with Gateway("ws://127.0.0.1:0/packetflow/v1") as gateway:
-        yield gateway
 
 
 @pytest.fixture
@@ -46,17 +41,6 @@ async def start(hub: Gateway) -> AsyncIterator[Start]:
             return reactor
 
         yield start
-
-
-def submit(seq: int, **fields: Any) -> dict[str, Any]:
-    packet = {"version": "1.0", "id": f"p-{seq}", "group": "df", "element": "work", "data": "x", "priority": 5}
-    return {"type": "submit", "seq": seq, "payload": packet | fields}
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Waits for what another task or process does; the test's timeout is the bound."""
-    while not condition():
-        await asyncio.sleep(0.002)
 
 
 # ---------------------------------------------------------------- who gets it

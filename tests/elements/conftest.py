@@ -12,12 +12,6 @@ from packetflow import Gateway, PacketFlowError, Reactor
 
 
 @pytest.fixture
-async def hub() -> AsyncIterator[Gateway]:
-    async with Gateway("ws://127.0.0.1:0/packetflow/v1") as gateway:
-        yield gateway
-
-
-@pytest.fixture
 async def client(hub: Gateway) -> AsyncIterator[Reactor]:
     """A client of a gateway that has a worker, too."""
     worker = Reactor(hub.endpoint, name="worker")
@@ -47,9 +41,3 @@ async def refused(waiting: Any) -> PacketFlowError:
     with pytest.raises(PacketFlowError) as caught:
         await waiting
     return caught.value
-
-
-async def until(condition: Any) -> None:
-    """Waits for what another task or process does; the test's timeout is the bound."""
-    while not condition():
-        await asyncio.sleep(0.001)

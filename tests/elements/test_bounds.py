@@ -10,7 +10,8 @@ import pytest
 
 from packetflow import Gateway, Reactor
 from packetflow.elements import Bounds, loop, seq, step, transform
-from tests.elements.conftest import refused, until
+from tests.elements.conftest import refused
+from tests.helpers import until
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from packetflow import Access, Gateway, Identity, Reactor, Role
 from packetflow.elements import Bounds, branch, case, gather, loop, ref, seq, step, transform
 from packetflow.elements.expressions import MAX_STEPS
 from packetflow.gateway import hash_token
-from tests.elements.conftest import refused, until
+from tests.elements.conftest import refused
+from tests.helpers import until
 
 ECHO = step("df", "echo", 1)
 

@@ -9,7 +9,8 @@ import pytest
 
 from packetflow import Gateway, Reactor
 from packetflow.elements import branch, case, lit, loop, ref, seq, step
-from tests.elements.conftest import refused, until
+from tests.elements.conftest import refused
+from tests.helpers import until
 
 ECHO = step("df", "echo")
 

@@ -11,7 +11,8 @@ from packetflow import Access, Gateway, Identity, Reactor, Role
 from packetflow.conformance.wire import Peer
 from packetflow.elements import Bounds, co, gather, step
 from packetflow.gateway import hash_token
-from tests.elements.conftest import refused, until
+from tests.elements.conftest import refused
+from tests.helpers import until
 
 
 def waiting(hub: Gateway, kind: str) -> int:

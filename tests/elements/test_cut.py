@@ -12,7 +12,7 @@ from packetflow import Gateway, Reactor
 from packetflow.elements import cut
 from packetflow.elements.cut import Cut
 from packetflow.elements.expressions import BETWEEN, Expression, Meter
-from tests.elements.conftest import until
+from tests.helpers import until
 
 
 class Clock:

@@ -12,7 +12,8 @@ import pytest
 from packetflow import Gateway, Reactor
 from packetflow.elements import Bounds, reduce, ref, step, transform
 from packetflow.elements.df import MAX_DELIVERIES
-from tests.elements.conftest import refused, until
+from tests.elements.conftest import refused
+from tests.helpers import until
 
 
 async def consume(client: Reactor, stream: str, **more: Any) -> list[dict[str, Any]]:

@@ -14,7 +14,8 @@ from packetflow import Access, Gateway, Identity, Packet, Reactor, Role
 from packetflow.elements import Bounds, ref, step
 from packetflow.errors import Forbidden
 from packetflow.gateway import hash_token
-from tests.elements.conftest import refused, until
+from tests.elements.conftest import refused
+from tests.helpers import until
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import pytest
 from packetflow import Access, Gateway, Identity, Reactor, Role
 from packetflow.elements import seq, step
 from packetflow.gateway import hash_token, inside
-from tests.elements.conftest import refused, until
+from tests.elements.conftest import refused
+from tests.helpers import until
 
 ECHO = step("df", "echo", 1)
 

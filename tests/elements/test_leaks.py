@@ -13,7 +13,7 @@ import pytest
 
 from packetflow import Gateway, PacketFlowError, Reactor
 from packetflow.elements import gather, ref, seq, step
-from tests.elements.conftest import until
+from tests.helpers import until
 
 
 async def live(gateway: Gateway, number: int, chance: random.Random) -> None:

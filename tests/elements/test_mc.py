@@ -15,7 +15,8 @@ import pytest
 from packetflow import Access, Gateway, Identity, Reactor, Role
 from packetflow.gateway import Template, hash_token
 from packetflow.gateway.config import ConfigError, load_config
-from tests.elements.conftest import refused, until
+from tests.elements.conftest import refused
+from tests.helpers import until
 
 WORKER = """
 import asyncio, os

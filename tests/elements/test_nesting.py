@@ -15,7 +15,8 @@ from packetflow.conformance.wire import Peer
 from packetflow.elements import STANDARD, gather, ref, seq, step, transform
 from packetflow.gateway import hash_token
 from packetflow.model import STANDARD_ELEMENTS
-from tests.elements.conftest import refused, until
+from tests.elements.conftest import refused
+from tests.helpers import until
 
 FORBIDDEN = step("df", "secret")
 

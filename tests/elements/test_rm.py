@@ -13,8 +13,8 @@ from packetflow import Access, Gateway, Identity, Reactor, Role
 from packetflow.conformance.wire import Peer
 from packetflow.elements import Bounds, step
 from packetflow.gateway import hash_token
-from tests.elements.conftest import refused, until
-from tests.test_routing import submit
+from tests.elements.conftest import refused
+from tests.helpers import submit, until
 
 
 async def cache(client: Reactor, op: str, **data: Any) -> dict[str, Any]:
