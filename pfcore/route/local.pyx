@@ -56,10 +56,8 @@ cdef class Local:
                 # a two-letter code: the dispatcher looks for the whole name
                 reader.element.p = <const unsigned char*>PyBytes_AS_STRING(route.element)
                 reader.element.n = PyBytes_GET_SIZE(route.element)
-            self.dispatcher.caller = origin
-            self.dispatcher.accept(engine, reader, now)
+            self.dispatcher.take(engine, reader, origin, now)
         finally:
-            self.dispatcher.caller = None
             engine.noting = False
             self.incoming = NULL
             self.accepting = None
@@ -106,10 +104,8 @@ cdef class Local:
         self.running = flight
         try:
             # one that has lost its link is still authorised as whose it is, not as the gateway's
-            self.dispatcher.caller = origin if origin is not None else flight.principal
-            self.dispatcher.accept(engine, reader, now)
+            self.dispatcher.take(engine, reader, origin if origin is not None else flight.principal, now)
         finally:
-            self.dispatcher.caller = None
             engine.noting = False
             self.running = before
             if flight.seq == seq and flight.state == FlightState.LOCAL and flight.job is None:

@@ -32,6 +32,11 @@ from pfcore.work.handler cimport Handler
 from pfcore.work.keys cimport KeyTable
 from pfcore.work.worker cimport Job, Lane, Worker, WorkerHost
 
+# Which lane a packet needs; `limit` 0: none.
+cdef struct LaneClaim:
+    uint64_t key
+    Py_ssize_t limit
+
 cdef class Dispatcher(WorkerHost):
     cdef:
         object later                 # callable(callback): a slice of the queue gets its turn
@@ -53,10 +58,6 @@ cdef class Dispatcher(WorkerHost):
         int64_t free_used            # ns that free handlers have had in this iteration of the loop
         dict lanes                   # key -> Lane, while anyone is in it
         readonly Py_ssize_t queued_jobs  # in both queues and in all lanes
-        object caller                # of the packet that is accepted just now: a Member, or a Principal
-        Lane lane                    # of the packet that is to be run now
-        uint64_t lane_key
-        Py_ssize_t lane_limit        # 0: it needs none
         KeyTable handlers
         Worker spare                 # the worker that the next handler is driven under
         bint active                  # the spare worker's task and context are the present ones
@@ -72,15 +73,18 @@ cdef class Dispatcher(WorkerHost):
         readonly int64_t completed
         readonly int64_t failed
 
+    # As `accept`, for handlers that want to know who submitted: `caller` is a Member, or a Principal.
+    cdef int take(self, Engine engine, FrameReader reader, object caller, int64_t now) except -1
     cdef Handler find(self, FrameReader reader)
     cdef int deactivate(self) except -1
     cdef int _activate(self, Worker worker) except -1
     cdef int _run_simulated(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id,
                             Py_ssize_t n, object data, Packet packet, int64_t now) except -1
     cdef int _run(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
-                  object data, Packet packet, int64_t deadline, Job job, Py_ssize_t cost, int64_t now) except -1
+                  object data, Packet packet, int64_t deadline, Job job, Py_ssize_t cost, object caller,
+                  LaneClaim* claim, int64_t now) except -1
     cdef int _enqueue(self, Engine engine, FrameReader reader, Handler handler, object data, Packet packet,
-                      int64_t now) except -1
+                      object caller, LaneClaim* claim, int64_t now) except -1
     cdef int _answer(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
                      Job job, object value, int64_t started) except -1
     cdef int _answer_error(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id,
@@ -98,9 +102,9 @@ cdef class Dispatcher(WorkerHost):
     cdef int _tell_error(self, Engine engine, Handler handler, const unsigned char* packet_id, Py_ssize_t n,
                          Job job, object error) except -1
     cdef int _job_done(self, Job job) except -1
-    cdef int _find_lane(self, Handler handler, FrameReader reader) except -1
+    cdef Lane _claim(self, Handler handler, FrameReader reader, LaneClaim* claim)
+    cdef Lane _enter_lane(self, LaneClaim* claim)
     cdef int _leave_lane(self, Job job) except -1
-    cdef Lane _enter_lane(self)
     cdef int _schedule(self) except -1
     cdef int _check_idle(self) except -1
     cdef int _cancel_some(self, Py_ssize_t most) except -1

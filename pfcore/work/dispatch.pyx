@@ -223,9 +223,14 @@ cdef class Dispatcher(WorkerHost):
         return self.deactivate()
 
     cdef int accept(self, Engine engine, FrameReader reader, int64_t now) except -1:
+        return self.take(engine, reader, None, now)
+
+    cdef int take(self, Engine engine, FrameReader reader, object caller, int64_t now) except -1:
         cdef Handler handler = self.find(reader)
         cdef object data
         cdef Packet packet = None
+        cdef Lane lane = None
+        cdef LaneClaim claim
         cdef Span* span = &reader.fields[<int>F_DATA]
         if handler is None:
             return engine.respond_error(
@@ -259,8 +264,7 @@ cdef class Dispatcher(WorkerHost):
         if engine.inbound.count > 0 and engine.inbound.find_id(reader.id.p, reader.id.n) >= 0:
             return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF409",
                                         "a packet with this id is already in flight", None, 0)
-        self.lane = None
-        self.lane_limit = 0
+        claim.limit = 0
         if self.loop is not None:
             if handler.free:
                 if not shared_room(self.max_waiting, self.waiting, engine.account.waits if engine.account is not None
@@ -271,22 +275,22 @@ cdef class Dispatcher(WorkerHost):
                         {"retry_after_ms": 100}, 0)
                 if (self.free_queue.count > 0 or self.free_used >= FREE_SLICE or engine.now >= self.slice_ends
                         or self._inside_task()):
-                    return self._enqueue(engine, reader, handler, data, packet, now)
+                    return self._enqueue(engine, reader, handler, data, packet, caller, &claim, now)
             elif handler.group == GROUP_ED and handler.limit == 0:
                 # at once; but even events have a bound, and not inside somebody's task
                 if self.running >= self.concurrency + self.max_queue or self._inside_task():
-                    return self._enqueue(engine, reader, handler, data, packet, now)
+                    return self._enqueue(engine, reader, handler, data, packet, caller, &claim, now)
             else:
-                self._find_lane(handler, reader)
+                lane = self._claim(handler, reader, &claim)
                 if (not self._may_run(engine.account) or self.queue.count > 0 or engine.now >= self.slice_ends
-                        or self.lane is not None and self.lane.busy >= self.lane.limit or self._inside_task()):
-                    return self._enqueue(engine, reader, handler, data, packet, now)
+                        or lane is not None and lane.busy >= lane.limit or self._inside_task()):
+                    return self._enqueue(engine, reader, handler, data, packet, caller, &claim, now)
         if engine.account is not None and not engine.account.room(JOB_BYTES):
             return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF429",
                                         engine.account.refusal(JOB_BYTES), {"retry_after_ms": 100}, 0)
         return self._run(engine, handler, reader.seq, reader.id.p, reader.id.n, data, packet,
                          now + (reader.timeout_ms if reader.timeout_ms > 0 else DEFAULT_TIMEOUT_MS) * MILLISECOND,
-                         None, cost_of(reader) if engine.account is not None else 0, now)
+                         None, cost_of(reader) if engine.account is not None else 0, caller, &claim, now)
 
     cdef bint _inside_task(self) except -1:
         """Is the code of some other task running just now? A handler must not become part of it."""
@@ -296,23 +300,22 @@ cdef class Dispatcher(WorkerHost):
             return _current_tasks.get(self.loop) is not None
         return asyncio.current_task(self.loop) is not None
 
-    cdef int _find_lane(self, Handler handler, FrameReader reader) except -1:
-        """Sets `lane_limit` and `lane_key`, and `lane` where someone is in it already."""
-        self.lane_key = handler.hash
+    cdef Lane _claim(self, Handler handler, FrameReader reader, LaneClaim* claim):
+        """Which lane the packet needs, if it needs one; that lane, where someone is in it already."""
+        claim.key = handler.hash
         if handler.limit > 0:
-            self.lane_limit = handler.limit
+            claim.limit = handler.limit
         elif handler.free or handler.group == GROUP_DF or handler.group == GROUP_CO or handler.group == GROUP_ED:
-            return 0
+            return None
         else:
-            if handler.group != GROUP_MC and concurrency_key(reader, handler.group == GROUP_RM, &self.lane_key):
-                self.lane_key += <uint64_t>handler.group
+            if handler.group != GROUP_MC and concurrency_key(reader, handler.group == GROUP_RM, &claim.key):
+                claim.key += <uint64_t>handler.group
             elif handler.group == GROUP_RM:
-                return 0
+                return None
             else:
-                self.lane_key = <uint64_t>handler.group
-            self.lane_limit = 1
-        self.lane = <Lane>self.lanes.get(self.lane_key)
-        return 0
+                claim.key = <uint64_t>handler.group
+            claim.limit = 1
+        return <Lane>self.lanes.get(claim.key)
 
     cdef int _leave_lane(self, Job job) except -1:
         """One less in its lane: the next may join the queue."""
@@ -330,19 +333,19 @@ cdef class Dispatcher(WorkerHost):
             self.lanes.pop(lane.key, None)
         return 0
 
-    cdef Lane _enter_lane(self):
-        """The lane for the packet at hand, made where there is none."""
-        cdef Lane lane = self.lane
+    cdef Lane _enter_lane(self, LaneClaim* claim):
+        """The lane, made where there is none."""
+        cdef Lane lane = <Lane>self.lanes.get(claim.key)
         if lane is None:
             lane = Lane.__new__(Lane)
-            lane.key = self.lane_key
-            lane.limit = self.lane_limit
+            lane.key = claim.key
+            lane.limit = claim.limit
             lane.queue = PriorityHeap()
             self.lanes[lane.key] = lane
         return lane
 
     cdef int _enqueue(self, Engine engine, FrameReader reader, Handler handler, object data, Packet packet,
-                      int64_t now) except -1:
+                      object caller, LaneClaim* claim, int64_t now) except -1:
         cdef Job job
         cdef Py_ssize_t cost = cost_of(reader)
         if self._refuse_full(engine, reader, cost):
@@ -353,7 +356,7 @@ cdef class Dispatcher(WorkerHost):
         job.seq = reader.seq
         job.data = data
         job.packet = packet
-        job.caller = self.caller if handler.wants_caller else None
+        job.caller = caller if handler.wants_caller else None
         job.priority = reader.priority
         job.number = engine.keep(
             job, reader.id.p, reader.id.n,
@@ -366,8 +369,8 @@ cdef class Dispatcher(WorkerHost):
         self.queued_jobs += 1
         if job.account is not None:
             job.account.jobs += 1
-        if self.lane_limit > 0:
-            job.lane = self._enter_lane()
+        if claim.limit > 0:
+            job.lane = self._enter_lane(claim)
             if job.lane.busy >= job.lane.limit:
                 job.entry = job.lane.queue.push(job, job.priority)
                 return 0
@@ -470,11 +473,10 @@ cdef class Dispatcher(WorkerHost):
         self.queue_bytes -= job.cost
         if job.account is not None:
             job.account.jobs -= 1
-        self.lane_limit = 0
         if job.account is not None and not job.account.room(0):
             return self._refuse_queued(job, now)
         try:
-            self._run(job.engine, job.handler, job.seq, NULL, 0, data, packet, 0, job, job.cost, now)
+            self._run(job.engine, job.handler, job.seq, NULL, 0, data, packet, 0, job, job.cost, job.caller, NULL, now)
         except _PASSED_ON:
             raise
         except Exception as error:
@@ -508,7 +510,8 @@ cdef class Dispatcher(WorkerHost):
         return worker
 
     cdef int _run(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
-                  object data, Packet packet, int64_t deadline, Job job, Py_ssize_t cost, int64_t now) except -1:
+                  object data, Packet packet, int64_t deadline, Job job, Py_ssize_t cost, object caller,
+                  LaneClaim* claim, int64_t now) except -1:
         """Calls the handler and answers, or leaves it with a worker. `job` is None when called inline."""
         cdef Worker worker = self.spare
         cdef object value = None
@@ -531,7 +534,7 @@ cdef class Dispatcher(WorkerHost):
         self.inside = True
         try:
             if handler.wants_caller:
-                value = handler.function(data, packet, self.caller if job is None else job.caller)
+                value = handler.function(data, packet, caller)
             elif handler.wants_packet:
                 value = handler.function(data, packet)
             else:
@@ -558,10 +561,9 @@ cdef class Dispatcher(WorkerHost):
                 job.seq = seq
                 job.number = engine.keep(job, packet_id, n, deadline)
                 self._charge(job, engine, cost)
-            if self.lane_limit > 0:
-                job.lane = self._enter_lane()
+            if claim != NULL and claim.limit > 0:
+                job.lane = self._enter_lane(claim)
                 job.lane.busy += 1
-                self.lane_limit = 0
             job.started = now
             job.caller = None
             job.suspended = True
