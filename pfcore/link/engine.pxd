@@ -103,7 +103,6 @@ cdef class Engine(Canceller):
         bint noting                  # the answer being written is one of them
         bint ran                     # ... of a handler that had begun, whatever its code says
         object finishing             # ... the job that it answers, None for a packet that was never kept
-        int32_t kept                 # slot in `inbound` of what was kept last
         list ready                   # replies that ended and have someone waiting
         Py_ssize_t ready_at          # the first of them that was not yet resumed
         # -- state

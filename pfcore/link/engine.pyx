@@ -730,7 +730,6 @@ cdef class Engine(Canceller):
         if self.earliest < 0 or deadline < self.earliest:
             self.earliest = deadline
             self.note_output()
-        self.kept = slot
         return self.inbound.entries[slot].seq
 
     cdef bint finish(self, int64_t number, int64_t seq, object data, int64_t duration_ms) except -1:

@@ -16,6 +16,7 @@ from pfcore.route.table cimport FlightTable
 from pfcore.route.way cimport Way
 from pfcore.wire.reader cimport FrameReader
 from pfcore.work.dispatch cimport Dispatcher
+from pfcore.work.worker cimport Job
 
 # A packet that is with the dispatcher just now, and has no flight.
 cdef struct Incoming:
@@ -51,4 +52,4 @@ cdef class Local:
     # The deadline of a flight of state LOCAL has come.
     cdef int expire(self, Way way, Flight flight) except -1
     # -- private
-    cdef int _keep(self, Flight flight, Engine engine) except -1
+    cdef int _keep(self, Flight flight, Engine engine, Job job) except -1

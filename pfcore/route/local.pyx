@@ -40,6 +40,7 @@ cdef class Local:
         """Most handlers answer before the dispatcher returns: then there is no flight at all."""
         cdef Engine engine = origin.engine
         cdef Flight flight
+        cdef Job job = None
         cdef Incoming incoming
         incoming.packet_id = reader.id.p
         incoming.fingerprint = fingerprint
@@ -47,7 +48,6 @@ cdef class Local:
         incoming.tag = tag
         incoming.was_answered = False
         engine.noting = True
-        engine.kept = -1
         self.incoming = &incoming
         self.accepting = engine
         self.route = route
@@ -56,24 +56,23 @@ cdef class Local:
                 # a two-letter code: the dispatcher looks for the whole name
                 reader.element.p = <const unsigned char*>PyBytes_AS_STRING(route.element)
                 reader.element.n = PyBytes_GET_SIZE(route.element)
-            self.dispatcher.take(engine, reader, origin, now)
+            job = self.dispatcher.take(engine, reader, origin, now)
         finally:
             engine.noting = False
             self.incoming = NULL
             self.accepting = None
             self.route = None
-            if not incoming.was_answered and engine.kept >= 0 and not origin.gone:
+            if not incoming.was_answered and job is not None and not origin.gone:
                 # it is kept by the engine, and goes on: from now on the same id must find it
                 try:
                     flight = way.begin(origin, route, reader, clash, fingerprint, tag, now)
-                    self._keep(flight, engine)
+                    self._keep(flight, engine, job)
                 except PendingFull:
                     pass  # the handler has submitted a whole table full meanwhile; its packet ends as any other
         return 0
 
-    cdef int _keep(self, Flight flight, Engine engine) except -1:
+    cdef int _keep(self, Flight flight, Engine engine, Job job) except -1:
         """The engine keeps the job and sees to its deadline; the flight is how others find it."""
-        cdef Job job = <Job>engine.inbound.entries[engine.kept].waiter
         flight.state = FlightState.LOCAL
         flight.engine = engine
         flight.job = job
@@ -87,6 +86,7 @@ cdef class Local:
         cdef FrameReader reader
         cdef bytes packet_id = self.flights.id_of(flight)
         cdef Flight before = self.running
+        cdef Job job = None
         if engine is None:
             return way.fail(flight, "PF503", "shutting down", None, now)
         read, _borrowed = self.held.read(flight, flight.origin_seq, way.now)
@@ -96,7 +96,6 @@ cdef class Local:
         reader.id.n = PyBytes_GET_SIZE(packet_id)
         flight.state = FlightState.LOCAL
         flight.engine = engine
-        engine.kept = -1
         if not way.in_batch:
             self.dispatcher.slice_ends = 0  # perhaps inside a handler's task: queue it
         # answered at once, it ends in `answered` like one that takes its time
@@ -104,13 +103,13 @@ cdef class Local:
         self.running = flight
         try:
             # one that has lost its link is still authorised as whose it is, not as the gateway's
-            self.dispatcher.take(engine, reader, origin if origin is not None else flight.principal, now)
+            job = self.dispatcher.take(engine, reader, origin if origin is not None else flight.principal, now)
         finally:
             engine.noting = False
             self.running = before
             if flight.seq == seq and flight.state == FlightState.LOCAL and flight.job is None:
-                if engine.kept >= 0:
-                    self._keep(flight, engine)
+                if job is not None:
+                    self._keep(flight, engine, job)
                 else:
                     # neither kept nor answered: its link takes no answers any more
                     way.forget(flight)

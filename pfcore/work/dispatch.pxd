@@ -73,18 +73,19 @@ cdef class Dispatcher(WorkerHost):
         readonly int64_t completed
         readonly int64_t failed
 
-    # As `accept`, for handlers that want to know who submitted: `caller` is a Member, or a Principal.
-    cdef int take(self, Engine engine, FrameReader reader, object caller, int64_t now) except -1
+    # As `accept`, for handlers that want to know who submitted: `caller` is a Member, or a Principal. The packet's
+    # job, where it goes on: it waits, or its handler has suspended; None where it was answered.
+    cdef Job take(self, Engine engine, FrameReader reader, object caller, int64_t now)
     cdef Handler find(self, FrameReader reader)
     cdef int deactivate(self) except -1
     cdef int _activate(self, Worker worker) except -1
     cdef int _run_simulated(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id,
                             Py_ssize_t n, object data, Packet packet, int64_t now) except -1
-    cdef int _run(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+    cdef Job _run(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
                   object data, Packet packet, int64_t deadline, Job job, Py_ssize_t cost, object caller,
-                  LaneClaim* claim, int64_t now) except -1
-    cdef int _enqueue(self, Engine engine, FrameReader reader, Handler handler, object data, Packet packet,
-                      object caller, LaneClaim* claim, int64_t now) except -1
+                  LaneClaim* claim, int64_t now)
+    cdef Job _enqueue(self, Engine engine, FrameReader reader, Handler handler, object data, Packet packet,
+                      object caller, LaneClaim* claim, int64_t now)
     cdef int _answer(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
                      Job job, object value, int64_t started) except -1
     cdef int _answer_error(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id,

@@ -223,9 +223,10 @@ cdef class Dispatcher(WorkerHost):
         return self.deactivate()
 
     cdef int accept(self, Engine engine, FrameReader reader, int64_t now) except -1:
-        return self.take(engine, reader, None, now)
+        self.take(engine, reader, None, now)
+        return 0
 
-    cdef int take(self, Engine engine, FrameReader reader, object caller, int64_t now) except -1:
+    cdef Job take(self, Engine engine, FrameReader reader, object caller, int64_t now):
         cdef Handler handler = self.find(reader)
         cdef object data
         cdef Packet packet = None
@@ -233,18 +234,21 @@ cdef class Dispatcher(WorkerHost):
         cdef LaneClaim claim
         cdef Span* span = &reader.fields[<int>F_DATA]
         if handler is None:
-            return engine.respond_error(
+            engine.respond_error(
                 reader.seq, reader.id.p, reader.id.n, "PF001",
                 f"no handler for {group_code(reader.group)}:{text_to_str(reader.element.p, reader.element.n, True)}",
                 None, 0)
+            return None
         if self.draining:
-            return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF503",
-                                        "shutting down: no new packets", None, 0)
+            engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF503",
+                                 "shutting down: no new packets", None, 0)
+            return None
         if span.n > MOST_CONTAINERS and pf_count_openers(span.p, span.p + span.n, MOST_CONTAINERS) > MOST_CONTAINERS:
             # each is an object of Python's: a megabyte of brackets would keep everybody waiting for it
-            return engine.respond_error(
+            engine.respond_error(
                 reader.seq, reader.id.p, reader.id.n, "PF413",
                 f"data: more than {MOST_CONTAINERS} arrays and objects (or brackets in texts)", None, 0)
+            return None
         # decoded even if it will wait: bad data is refused at once, and the frame's bytes are borrowed
         try:
             if handler.decoder is None or (handler.plain_str and span.kind == Kind.STRING):
@@ -254,25 +258,30 @@ cdef class Dispatcher(WorkerHost):
             if handler.wants_packet:
                 packet = new_packet(reader, data)
         except _ValidationError as error:
-            return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF400", f"data: {error}", None, 0)
+            engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF400", f"data: {error}", None, 0)
+            return None
         except RecursionError:
-            return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF400",
-                                        "data: nested too deep", None, 0)
+            engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF400",
+                                 "data: nested too deep", None, 0)
+            return None
         except Exception as error:
             # a type's own code, a __post_init__ perhaps: this packet's failure, and no other's
-            return self._answer_error(engine, handler, reader.seq, reader.id.p, reader.id.n, None, error, now)
+            self._answer_error(engine, handler, reader.seq, reader.id.p, reader.id.n, None, error, now)
+            return None
         if engine.inbound.count > 0 and engine.inbound.find_id(reader.id.p, reader.id.n) >= 0:
-            return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF409",
-                                        "a packet with this id is already in flight", None, 0)
+            engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF409",
+                                 "a packet with this id is already in flight", None, 0)
+            return None
         claim.limit = 0
         if self.loop is not None:
             if handler.free:
                 if not shared_room(self.max_waiting, self.waiting, engine.account.waits if engine.account is not None
                                    else 0):
-                    return engine.respond_error(
+                    engine.respond_error(
                         reader.seq, reader.id.p, reader.id.n, "PF429",
                         f"{self.waiting} packets wait here already, the most that may is {self.max_waiting}",
                         {"retry_after_ms": 100}, 0)
+                    return None
                 if (self.free_queue.count > 0 or self.free_used >= FREE_SLICE or engine.now >= self.slice_ends
                         or self._inside_task()):
                     return self._enqueue(engine, reader, handler, data, packet, caller, &claim, now)
@@ -286,8 +295,9 @@ cdef class Dispatcher(WorkerHost):
                         or lane is not None and lane.busy >= lane.limit or self._inside_task()):
                     return self._enqueue(engine, reader, handler, data, packet, caller, &claim, now)
         if engine.account is not None and not engine.account.room(JOB_BYTES):
-            return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF429",
-                                        engine.account.refusal(JOB_BYTES), {"retry_after_ms": 100}, 0)
+            engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF429",
+                                 engine.account.refusal(JOB_BYTES), {"retry_after_ms": 100}, 0)
+            return None
         return self._run(engine, handler, reader.seq, reader.id.p, reader.id.n, data, packet,
                          now + (reader.timeout_ms if reader.timeout_ms > 0 else DEFAULT_TIMEOUT_MS) * MILLISECOND,
                          None, cost_of(reader) if engine.account is not None else 0, caller, &claim, now)
@@ -344,12 +354,13 @@ cdef class Dispatcher(WorkerHost):
             self.lanes[lane.key] = lane
         return lane
 
-    cdef int _enqueue(self, Engine engine, FrameReader reader, Handler handler, object data, Packet packet,
-                      object caller, LaneClaim* claim, int64_t now) except -1:
+    cdef Job _enqueue(self, Engine engine, FrameReader reader, Handler handler, object data, Packet packet,
+                      object caller, LaneClaim* claim, int64_t now):
+        """The packet as a job that waits; None where it was refused."""
         cdef Job job
         cdef Py_ssize_t cost = cost_of(reader)
         if self._refuse_full(engine, reader, cost):
-            return 0
+            return None
         job = Job.__new__(Job)
         job.engine = engine
         job.handler = handler
@@ -362,8 +373,9 @@ cdef class Dispatcher(WorkerHost):
             job, reader.id.p, reader.id.n,
             now + (reader.timeout_ms if reader.timeout_ms > 0 else DEFAULT_TIMEOUT_MS) * MILLISECOND)
         if job.number == 0:
-            return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF409",
-                                        "a packet with this id is already in flight", None, 0)
+            engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF409",
+                                 "a packet with this id is already in flight", None, 0)
+            return None
         self._charge(job, engine, cost)
         self.queue_bytes += cost
         self.queued_jobs += 1
@@ -373,11 +385,12 @@ cdef class Dispatcher(WorkerHost):
             job.lane = self._enter_lane(claim)
             if job.lane.busy >= job.lane.limit:
                 job.entry = job.lane.queue.push(job, job.priority)
-                return 0
+                return job
             job.lane.busy += 1
         self.blocked = False
         self._put(job, self.free_queue if handler.free else self.queue)
-        return self._schedule()
+        self._schedule()
+        return job
 
     cdef bint _refuse_full(self, Engine engine, FrameReader reader, Py_ssize_t cost) except -1:
         """Is there no room for one more in the queue? Then it was refused."""
@@ -509,10 +522,10 @@ cdef class Dispatcher(WorkerHost):
         worker.task = _Task(worker, loop=self.loop, context=worker.context, name="packetflow-handler")
         return worker
 
-    cdef int _run(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
+    cdef Job _run(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
                   object data, Packet packet, int64_t deadline, Job job, Py_ssize_t cost, object caller,
-                  LaneClaim* claim, int64_t now) except -1:
-        """Calls the handler and answers, or leaves it with a worker. `job` is None when called inline."""
+                  LaneClaim* claim, int64_t now):
+        """Calls the handler and answers, or leaves it with a worker: then its job. `job` is None when called inline."""
         cdef Worker worker = self.spare
         cdef object value = None
         cdef object error = None
@@ -523,7 +536,8 @@ cdef class Dispatcher(WorkerHost):
         cdef Py_ssize_t references
         cdef bint suspended = False
         if self.loop is None:
-            return self._run_simulated(engine, handler, seq, packet_id, n, data, packet, now)
+            self._run_simulated(engine, handler, seq, packet_id, n, data, packet, now)
+            return None
         if not self.active:
             if worker is None:
                 worker = self._take_worker()
@@ -580,7 +594,7 @@ cdef class Dispatcher(WorkerHost):
             worker.go_on(job, inner, value)
             if self.on_slow is not None and pf_monotonic_ns() - now > SLOW:
                 self.was_slow(handler, pf_monotonic_ns() - now)
-            return 0
+            return job
         inner = None
         if handler.free:
             self._used_free(now)
@@ -605,7 +619,7 @@ cdef class Dispatcher(WorkerHost):
         if error is not None and isinstance(error, _PASSED_ON):
             self.deactivate()
             raise error
-        return 0
+        return None
 
     def _used_free(self, int64_t began):
         """A free handler has had its time; from a bound on the others wait for the loop's next iteration."""
