@@ -151,7 +151,7 @@ async def test_an_evaluation_ends_with_its_packet(
             ended.append(left)
 
     monkeypatch.setattr("packetflow.elements.call.Cut", Noting)
-    replies = [asyncio.ensure_future(client.call("df", "transform", LONG)) for _ in range(20)]
+    replies = [asyncio.ensure_future(client.call("df", "transform", LONG)) for _ in range(300)]
     await until(lambda: middle)
     for reply in replies:
         reply.cancel()
