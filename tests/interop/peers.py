@@ -243,9 +243,6 @@ class Python:
             await asyncio.sleep(data / 1000)
             return data
 
-        async def hold(data: Any) -> None:
-            await asyncio.sleep(0.4)
-
         def note(data: Any) -> int:
             self.noted += 1
             return self.noted
@@ -257,7 +254,6 @@ class Python:
         reactor.register("df", "throw", fail)
         reactor.register("df", "never", never)
         reactor.register("df", "sleep", sleep)
-        reactor.register("df", "hold", hold)
         reactor.register("df", "note", note)
 
     async def answer_by_hand(self) -> None:

@@ -80,10 +80,6 @@ if (role === 'worker') {
     await sleep(ms);
     return ms;
   });
-  peer.register('df', 'hold', async () => {
-    await sleep(400);
-    return null;
-  });
   peer.register('df', 'note', async () => ++noted);
 } else if (role === 'client') {
   peer.register('df', 'self.typescript', async (data) => ({ self: data }));

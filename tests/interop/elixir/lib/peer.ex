@@ -31,10 +31,6 @@ defmodule PacketFlowPeer.Peer do
             Process.sleep(ms)
             ms
           end,
-          hold: fn _ ->
-            Process.sleep(400)
-            nil
-          end,
           note: fn _ -> Agent.get_and_update(counter, &{&1 + 1, &1 + 1}) end
         ] do
       Reactor.register("df", element, fun)
