@@ -48,7 +48,7 @@ __all__ = ["Dispatcher"]
 
 cdef enum:
     # how long handlers may run in one iteration of the loop, inside reads of all links and again out of the queue
-    SLICE = 2000000
+    SLICE = 1000000
     MOST_CONTAINERS = 100000     # arrays and objects in data that is decoded here: some 10 ms
     MARKED = 500000              # ns of batches from which on they are counted together
     # ... and how long free ones (the standard elements) may in one iteration of the loop, over all links

@@ -111,6 +111,27 @@ async def test_a_cursor_that_is_too_old(client: Reactor, hub: Gateway) -> None:
     assert (await refused(client.call("ed", "watch", {"event": "e", "after": start}))).code == "PF409"
 
 
+async def test_a_name_is_kept_while_somebody_may_come_back_with_a_cursor_of_it(client: Reactor, hub: Gateway) -> None:
+    watched = hub._elements.watched  # type: ignore[union-attr]
+    for part in ({"event": "over"}, {"key": "over"}, {"key": "over", "version": 0}):
+        assert (await refused(client.call("ed", "watch", part | {"wait_ms": 1}))).code == "PF408"
+        assert len(watched) == 0, "nobody has a cursor, and nothing was noted"
+    waiting = [asyncio.ensure_future(client.call("ed", "watch", {"event": "e"})) for _ in range(2)]
+    await until(lambda: hub._elements.lines.waiting("event", "e") == 2)  # type: ignore[union-attr]
+    waiting[0].cancel()
+    await until(lambda: hub._elements.lines.waiting("event", "e") == 1)  # type: ignore[union-attr]
+    assert len(watched) == 1
+    await client.signal("e", 1)
+    cursor = (await waiting[1])["cursor"]
+    await client.signal("e", 2)
+    assert (await client.call("ed", "watch", {"event": "e", "after": cursor}))["payload"] == 2
+    assert (await client.call("ed", "watch", {"key": "k", "version": 7}))["version"] == 0
+    oldest = (await refused(client.call("ed", "watch", {"event": "f", "after": 0}))).details["oldest"]
+    await client.signal("f", 3)
+    assert (await client.call("ed", "watch", {"event": "f", "after": oldest}))["payload"] == 3
+    assert len(watched) == 3
+
+
 async def test_watching_a_key(client: Reactor, hub: Gateway) -> None:
     waiting = asyncio.ensure_future(client.call("ed", "watch", {"key": "k"}))
     await until(lambda: hub._elements.lines.waiting("key", "k") == 1)  # type: ignore[union-attr]

@@ -183,19 +183,20 @@ async def watch(call: Call, request: Watch) -> Any:
     if request.version is not None and (kind == "event" or pattern.endswith("*")):
         raise InvalidPacket("version: expected with one key, without *")
     watched = call.runtime.watched
-    start = watched.keep(kind, pattern, call.stored)
-    after = start if request.after is None else request.after
-    if request.version is not None and request.after is None:
-        entry = await call.store.get("cache", pattern)
-        version = entry.version if entry is not None else 0
-        if version != request.version:
-            value = entry.value if entry is not None else None
-            return {"key": pattern, "value": value, "version": version, "cursor": start}
+    with watched.watching(kind, pattern, call.stored) as start:
+        after = start if request.after is None else request.after
+        if request.version is not None and request.after is None:
+            entry = await call.store.get("cache", pattern)
+            version = entry.version if entry is not None else 0
+            if version != request.version:
+                value = entry.value if entry is not None else None
+                cursor = watched.tell(kind, pattern, start)
+                return {"key": pattern, "value": value, "version": version, "cursor": cursor}
 
-    async def attempt() -> dict[str, Any] | None:
-        return await watched.next(kind, pattern, after)
+        async def attempt() -> dict[str, Any] | None:
+            return await watched.next(kind, pattern, after)
 
-    return await call.wait(kind, pattern, attempt, wait_ms=request.wait_ms)
+        return await call.wait(kind, pattern, attempt, wait_ms=request.wait_ms)
 
 
 class React(Request):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from packetflow.errors import Conflict, Overloaded
@@ -20,13 +21,15 @@ EVENT_BYTES = 200
 
 
 class _Pattern:
-    __slots__ = ("alarm", "owner", "since", "until")
+    __slots__ = ("alarm", "needed", "owner", "since", "until", "watchers")
 
     def __init__(self, since: int, owner: Account | None) -> None:
         self.since = since
         self.owner = owner
         self.until = 0.0
         self.alarm: Alarm | None = None
+        self.watchers = 0
+        self.needed = False  # something is in its log, or somebody has a cursor of it and may come back with that
 
 
 class Watched:
@@ -68,11 +71,34 @@ class Watched:
             return 0
         waited = 0
         for pattern in patterns.match(name):
+            kept = self._kept.get((kind, pattern))
+            if kept is None:
+                continue  # nobody watches it any more, since the one before was noted
+            kept.needed = True
             # not refused: it has happened, and nothing that is watched may be missed
             await self._store.append(kind, pattern, [(what, size + EVENT_BYTES)], owner=owner, must=True)
             waited += self._lines.waiting(kind, pattern)
             self._lines.wake(kind, pattern)
         return waited
+
+    @contextmanager
+    def watching(self, kind: str, pattern: str, owner: Account | None = None) -> Iterator[int]:
+        """Somebody watches a pattern, from the cursor that this gives on."""
+        start = self.keep(kind, pattern, owner)
+        kept = self._kept[kind, pattern]
+        kept.watchers += 1
+        try:
+            yield start
+        finally:
+            kept.watchers -= 1
+            # those of a link that has gone would fill the table, and hold the memory between them, for ten minutes
+            if not kept.watchers and not kept.needed and self._kept.get((kind, pattern)) is kept:
+                self._drop(kind, pattern, kept)
+
+    def tell(self, kind: str, pattern: str, cursor: int) -> int:
+        """A cursor for a watcher, who may come back with it."""
+        self._kept[kind, pattern].needed = True
+        return cursor
 
     def keep(self, kind: str, pattern: str, owner: Account | None = None) -> int:
         """Logs a pattern from now on, if it was not; the cursor of this moment."""
@@ -103,26 +129,33 @@ class Watched:
         kept = self._kept.get((kind, pattern))
         _, _, dropped = await self._store.extent(kind, pattern)
         if kept is None or after < kept.since or after < dropped:
-            raise Conflict(
-                f"after: {after} is older than what is kept of {pattern!r}",
-                details={"oldest": max(dropped, kept.since if kept is not None else self._store.revision())},
-            )
+            oldest = max(dropped, kept.since) if kept is not None else self._store.revision()
+            if kept is not None:
+                self.tell(kind, pattern, oldest)
+            raise Conflict(f"after: {after} is older than what is kept of {pattern!r}", details={"oldest": oldest})
         found = await self._store.read(kind, pattern, after, 1)
         if not found:
             return None
         cursor, what = found[0]
-        return {**what, "cursor": cursor}
+        return {**what, "cursor": cursor}  # what was noted is needed already
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def _look(self, kind: str, pattern: str) -> None:
         kept = self._kept[kind, pattern]
-        if self._lines.waiting(kind, pattern):
+        kept.alarm = None
+        if kept.watchers:
             kept.until = self._alarms.now() + KEPT
         if kept.until > self._alarms.now():
             kept.alarm = self._alarms.at(kept.until, lambda: self._look(kind, pattern))
             return
+        self._drop(kind, pattern, kept)
+        self._spawn(self._store.forget(kind, pattern))
+
+    def _drop(self, kind: str, pattern: str, kept: _Pattern) -> None:
+        if kept.alarm is not None:
+            kept.alarm.cancel()
         del self._kept[kind, pattern]
         if kept.owner is not None:
             kept.owner.release(PATTERN_BYTES)
@@ -130,7 +163,6 @@ class Watched:
             if not self._owned[kept.owner]:
                 del self._owned[kept.owner]
         self._patterns[kind].remove(pattern, pattern)
-        self._spawn(self._store.forget(kind, pattern))
 
     def close(self) -> None:
         """The gateway has ended: nobody pays any more."""
