@@ -1,4 +1,8 @@
-"""Single faults, each with its figure: ``python -m benchmarks.faults [stalled,half_open,return,rolling,growth,frozen]``."""
+"""Single faults, each with its figure: ``python -m benchmarks.faults [stalled,half_open,return,rolling,growth,frozen]``.
+
+And what is no fault, though it may look like one: ``python -m benchmarks.faults busy --seconds 3600``, every core at its
+limit, and no peer that lives may be taken for dead.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -263,6 +268,55 @@ async def frozen() -> None:
                 )
 
 
+async def figure(port: int, name: str) -> int:
+    """One of a gateway's metrics."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
+    writer.write(f"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode())
+    text = (await reader.read(-1)).decode()
+    writer.close()
+    return int(float(next(line.split()[1] for line in text.splitlines() if line.startswith(f"{name} "))))
+
+
+async def busy(seconds: float = 60.0) -> None:
+    """More load than the machine has cores for: a link that is cut then was cut for nothing."""
+    async with processes() as start:
+        port = free_port()
+        gateway = start("packetflow", "gateway", "--port", str(port))
+        await reachable(port)
+        workers = 2 * (os.cpu_count() or 1)
+        for _ in range(workers):
+            start("benchmarks.routed", "--worker", str(port))
+        clients = [Reactor(endpoint(port), name=f"busy{number}") for number in range(2)]
+        for client in clients:
+            await client.start()
+        await served(clients[0])
+        done = 0
+        failed: dict[str, int] = {}
+        ends = time.monotonic() + seconds
+
+        async def load(client: Reactor) -> None:
+            nonlocal done
+            while time.monotonic() < ends:
+                try:
+                    await client.call("df", "transform", "x")
+                    done += 1
+                except PacketFlowError as error:
+                    failed[error.code] = failed.get(error.code, 0) + 1
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(512):
+                group.create_task(load(clients[number % 2]))
+        accepted = await figure(port, "packetflow_accepted_connections_total")
+        for client in clients:
+            await client.stop(0)
+        died = gateway.poll() is not None
+        print(
+            f"busy: {done:,} packets in {seconds:,.0f} s on {os.cpu_count()} cores through {workers} workers, "
+            f"{sum(failed.values())} failed {failed or ''}(wanted: 0); {accepted - workers - 2} of {workers + 2} links "
+            f"were cut (wanted: 0){'; the gateway ended' if died else ''}"
+        )
+
+
 FAULTS: dict[str, Callable[[], Awaitable[None]]] = {
     "stalled": stalled, "half_open": half_open, "return": return_, "rolling": rolling, "growth": growth,
     "frozen": frozen,
@@ -272,11 +326,12 @@ FAULTS: dict[str, Callable[[], Awaitable[None]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
     parser.add_argument("faults", nargs="?", default=",".join(FAULTS))
+    parser.add_argument("--seconds", type=float, default=60.0, help="of `busy` (60)")
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     for name in options.faults.split(","):
-        run(FAULTS[name]())  # type: ignore[arg-type]
+        run(busy(options.seconds) if name == "busy" else FAULTS[name]())  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
