@@ -20,8 +20,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Any]:
-    """Every asynchronous test runs on both loops."""
+    """Every asynchronous test runs on both loops, but for those of a module that names `ONE_LOOP`."""
     factories: dict[str, Any] = {"asyncio": asyncio.new_event_loop}
+    if hasattr(item.getparent(pytest.Module).obj, "ONE_LOOP"):
+        return factories
     try:
         import uvloop
     except ImportError:

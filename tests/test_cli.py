@@ -92,6 +92,32 @@ def test_a_gateway_has_the_allocator_that_gives_back(tmp_path: Path, chosen: str
     assert end(process) == 0
 
 
+def test_a_store_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "from packetflow.elements import in_memory\n"
+        "def store(alarms, bounds):\n"
+        "    print('names:', bounds.names, flush=True)\n"
+        "    return in_memory(alarms, bounds)\n"
+        "number = 5\n"
+    )
+    config = tmp_path / "gateway.toml"
+    text = '[gateway]\nendpoint = "ws://127.0.0.1:0/packetflow/v1"\n[elements]\nnames = 7\n[store]\nfactory = "{}"\n'
+    config.write_text(text.format("app:store"))
+    process, line = start("gateway", "--config", str(config), cwd=tmp_path, ready="names")
+    assert line == "names: 7\n"
+    assert process.stdout is not None
+    endpoint = process.stdout.readline().split()[2].rstrip(",")
+    done = packetflow("submit", "rm:cache", '{"op":"incr","key":"k"}', "--endpoint", endpoint, "--data-only")
+    assert json.loads(done.stdout)["value"] == 1
+    assert end(process) == 0
+    for factory, message in (("app:nothing", "has no 'nothing'"), ("app:number", "store: expected a function")):
+        config.write_text(text.format(factory))
+        done = packetflow("gateway", "--config", str(config), cwd=tmp_path)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_submit_prints_the_result(served: tuple[str, Path]) -> None:
     done = packetflow("submit", "df:transform", '"hello"', "--endpoint", served[0], "--priority", "9")
     assert done.returncode == 0

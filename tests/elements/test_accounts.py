@@ -19,7 +19,7 @@ from packetflow.elements.watched import PATTERN_BYTES
 from packetflow.errors import Overloaded, PacketFlowError
 from packetflow.model import Packet, Result
 from packetflow.state import Session
-from packetflow.state.store import ITEM_BYTES
+from packetflow.state.memory import ITEM_BYTES
 from pfcore.memory.budget import Account, Budget
 from pfcore.route.flights import Principal
 from tests.elements.test_models import SimulatedLoop

@@ -11,7 +11,7 @@ import pytest
 
 from packetflow import Gateway, Reactor
 from packetflow.elements import Bounds, reduce, ref, step, transform
-from packetflow.elements.df import MAX_DELIVERIES
+from packetflow.elements.streams import MAX_DELIVERIES
 from tests.elements.conftest import refused
 from tests.helpers import until
 

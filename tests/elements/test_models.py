@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from packetflow.elements import STANDARD, Bounds, Runtime
 from packetflow.elements.call import Call
-from packetflow.elements.df import MAX_DELIVERIES
+from packetflow.elements.streams import MAX_DELIVERIES
 from packetflow.elements.request import key_of
 from packetflow.errors import PacketFlowError
 from packetflow.model import Packet

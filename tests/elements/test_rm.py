@@ -378,7 +378,7 @@ async def test_the_least_recently_used_leave_at_the_bound() -> None:
         found = [n for n in range(12) if (await client.cache.entry(f"k{n}")).found]
         assert 0 in found
         assert 1 not in found
-        assert hub._elements.store.bytes("cache") <= 100_000  # type: ignore[union-attr]
+        assert hub._elements.store.size("cache") <= 100_000  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,9 @@ async def test_the_urgent_leave_the_queue_first(cell: Cell) -> None:
     switch = cell.gateway.switch
 
     def submit(element: str, data: int | None, priority: int, count: int) -> list[asyncio.Future[Any]]:
-        return [asyncio.ensure_future(cell.client.submit("df", element, data=data, priority=priority)) for _ in range(count)]
+        return [
+            asyncio.ensure_future(cell.client.submit("df", element, data=data, priority=priority)) for _ in range(count)
+        ]
 
     # On a busy machine the first of what was queued may have left before the last has come: then once more, for longer.
     for held_ms in (400, 2_000, 10_000):

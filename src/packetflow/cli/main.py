@@ -239,6 +239,8 @@ def gateway(
             drain = config.drain
             handlers = handlers or config.handlers
             log_format = log_format or config.log_format
+            if config.store is not None:
+                config.settings["store"] = _load(config.store)
             server = Gateway(**{"ssl": tls, "access": config.access, **config.settings})
         else:
             server = Gateway(f"ws://{shown}:{port}{path}", insecure=insecure)

@@ -12,7 +12,7 @@ from packetflow.elements.bounds import Bounds
 from packetflow.elements.builders import branch, case, gather, lit, loop, reduce, ref, seq, step, transform
 from packetflow.elements.helpers import Toolbox
 from packetflow.elements.request import Element
-from packetflow.elements.runtime import Host, Runtime
+from packetflow.elements.runtime import Host, Runtime, StoreFactory, in_memory
 
 __all__ = [
     "STANDARD",
@@ -20,10 +20,12 @@ __all__ = [
     "Element",
     "Host",
     "Runtime",
+    "StoreFactory",
     "Toolbox",
     "branch",
     "case",
     "gather",
+    "in_memory",
     "lit",
     "loop",
     "reduce",

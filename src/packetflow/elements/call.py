@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,10 +14,11 @@ import msgspec
 from packetflow.elements.cause import Cause
 from packetflow.elements.cut import Cut
 from packetflow.elements.expressions import MAX_AT_ONCE, View, compile_expression, expand
-from packetflow.elements.request import Step, full
+from packetflow.elements.kept import Kept, Kind
+from packetflow.elements.request import Step
 from packetflow.errors import InvalidPacket, Overloaded, PacketFlowError, PacketTimeout, exception_for
 from packetflow.model import DEFAULT_TIMEOUT_MS, Packet, Result
-from packetflow.state import SAME, Entry, Session, Store, StoreFull, VersionMismatch
+from packetflow.state import Session, Store
 from pfcore.link.reply import Reply
 from pfcore.memory.budget import Account
 from pfcore.route.flights import Member, Principal
@@ -33,6 +34,7 @@ __all__ = ["Call", "Nest", "Results"]
 log = logging.getLogger("packetflow.elements")
 
 T = TypeVar("T")
+R = TypeVar("R", bound=msgspec.Struct)
 
 CALL_BYTES = 4096
 """What a packet that waits takes besides its data: a task, coroutines, its places in tables."""
@@ -258,40 +260,21 @@ class Call:
                 raise otherwise() from None
             raise PacketTimeout(f"{kind} {name if shown is None else shown!r}: the wait is over") from None
 
-    async def update(
-        self,
-        kind: str,
-        name: str,
-        change: Callable[[Any], Any],
-        *,
-        size: int = 0,
-        ttl: Callable[[Any], float | None] | None = None,
-        owner: Account | None = None,
-    ) -> Entry | None:
-        """Changes what is kept of a name, whoever else does so meanwhile.
+    def read(self, kind: Kind[R], name: str) -> Coroutine[Any, Any, Kept[R] | None]:
+        """What is kept of a name, None where there is nothing."""
+        return kind.get(self.store, name)
 
-        `change`: from the present value (None: there is none) to the new one (None:
-        delete it); it may raise, and may be called again. `ttl`: of the new value,
-        seconds. `owner`: pays from when the name is made until it leaves. Returns
-        the new entry.
-        """
-        store = self.store
-        while True:
-            entry = await store.get(kind, name)
-            version = entry.version if entry is not None else 0
-            value = change(entry.value if entry is not None else None)
-            try:
-                if value is None:
-                    if entry is not None:
-                        await store.delete(kind, name, version=version)
-                    return None
-                seconds = ttl(value) if ttl is not None else None
-                payer = owner if entry is None else SAME
-                return await store.put(kind, name, value, version=version, ttl=seconds, size=size, owner=payer)
-            except VersionMismatch:
-                continue
-            except StoreFull as error:
-                raise full(error) from None
+    def update(
+        self,
+        kind: Kind[R],
+        name: str,
+        change: Callable[[R | None], R | None],
+        *,
+        more: Callable[[R], int] | None = None,
+        ttl: Callable[[R], float | None] | None = None,
+    ) -> Coroutine[Any, Any, Kept[R] | None]:
+        """`Kind.update`, paid for by this packet's owner."""
+        return kind.update(self.store, name, change, self.stored, more=more, ttl=ttl)
 
     # -- expressions
 

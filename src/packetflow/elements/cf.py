@@ -8,6 +8,7 @@ import msgspec
 
 from packetflow.elements.call import RESULT_BYTES, Call, Results
 from packetflow.elements.expressions import View, expand
+from packetflow.elements.kept import Kind
 from packetflow.elements.request import STEP_BYTES, Int, Request, Step, check_name, element, list_of
 from packetflow.errors import InvalidPacket
 
@@ -173,6 +174,16 @@ def _items(view: View, given: msgspec.Raw) -> list[msgspec.Raw]:
     return list_of(view, given, "items")
 
 
+class _Gate(msgspec.Struct):
+    """What is kept of a gate."""
+
+    open: bool
+    arrived: int
+
+
+GATES = Kind("gate", _Gate, GATE_BYTES)
+
+
 class Gate(Request):
     """cf:gate"""
 
@@ -190,24 +201,24 @@ async def gate(call: Call, request: Gate) -> Any:
         raise InvalidPacket("count: expected with the action arrive, and only there")
 
     async def is_open() -> bool | None:
-        entry = await call.store.get("gate", name)
-        return True if entry is not None and entry.value["open"] else None
+        kept = await call.read(GATES, name)
+        return True if kept is not None and kept.record.open else None
 
     if request.count is not None and request.count < 1:
         raise InvalidPacket(f"count: expected 1 or more, got {request.count}")
     wanted = request.count or 0
 
-    def change(state: dict[str, Any] | None) -> dict[str, Any] | None:
+    def change(state: _Gate | None) -> _Gate | None:
         if request.action == "arrive":
-            arrived = state["arrived"] + 1 if state is not None else 1
-            return {"open": (state is not None and state["open"]) or arrived >= wanted, "arrived": arrived}
+            arrived = state.arrived + 1 if state is not None else 1
+            return _Gate((state is not None and state.open) or arrived >= wanted, arrived)
         # closed, it is as every gate that nobody has touched
-        return {"open": True, "arrived": 0} if request.action == "open" else None
+        return _Gate(True, 0) if request.action == "open" else None
 
     if request.action == "wait":
         await call.wait("gate", name, is_open, wait_ms=request.wait_ms)
     else:
-        await call.update("gate", name, change, size=GATE_BYTES, owner=call.stored)
+        await call.update(GATES, name, change)
     return {"open": bool(await is_open()), "waiting": call.runtime.lines.waiting("gate", name)}
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
 from packetflow.elements.call import RESULT_BYTES, SENT_BYTES, Call
 from packetflow.elements.expressions import View, decoding_cost
+from packetflow.elements.kept import Kind
 from packetflow.elements.lanes import in_parallel
 from packetflow.elements.request import (
     STEP_BYTES,
@@ -24,7 +26,6 @@ from packetflow.elements.request import (
     check_size,
     element,
     error_of,
-    full,
     key_of,
     no_handler,
 )
@@ -38,7 +39,8 @@ from packetflow.errors import (
     TooLarge,
 )
 from packetflow.model import Packet, Result
-from packetflow.state import SAME, Entry, StoreFull
+from packetflow.state import StoreFull
+from pfcore.memory.ids import new_id
 from pfcore.route.flights import Member
 
 __all__ = ["ELEMENTS"]
@@ -56,30 +58,25 @@ BARRIER_BYTES = 300
 """What a barrier or a ballot takes besides what its parties bring."""
 
 
-class _Barrier:
+class _Barrier(msgspec.Struct):
     """What is kept of a barrier: its present generation."""
 
-    __slots__ = ("data", "generation", "parties", "size")
-
-    def __init__(self) -> None:
-        self.generation = 0
-        self.begin(0)
-
-    def begin(self, generation: int) -> None:
-        self.generation = generation
-        self.parties = 0
-        self.data: list[msgspec.Raw] = []
-        self.size = 0  # bytes of it
+    generation: int
+    parties: int = 0
+    data: list[msgspec.Raw] = []
+    size: int = 0  # bytes of it
 
 
-class _End:
-    """How a generation or a ballot ended, until all who wait have read it."""
+class _End(msgspec.Struct, omit_defaults=True):
+    """How a generation or a ballot ended: its outcome, or the code of what broke it."""
 
-    __slots__ = ("left", "outcome")
+    outcome: msgspec.Raw = msgspec.Raw(b"null")
+    code: str = ""
 
-    def __init__(self, outcome: dict[str, Any], left: int) -> None:
-        self.outcome = outcome
-        self.left = left
+
+BARRIERS = Kind("barrier", _Barrier, BARRIER_BYTES)
+BARRIER_ENDS = Kind("barrier end", _End, 0)
+BALLOT_ENDS = Kind("ballot end", _End, 0)
 
 
 class Sync(Request):
@@ -101,115 +98,118 @@ async def sync(call: Call, request: Sync) -> Any:
     size = len(request.data) + PARTY_BYTES
     call.hold(size)
     data = msgspec.Raw(bytes(request.data))
-    store = call.store
-    entry = await store.get("barrier", name)
-    barrier: _Barrier = entry.value if entry is not None else _Barrier()
-    if barrier.data and barrier.parties != request.parties:
-        raise InvalidPacket(f"barrier {name!r}: {barrier.parties} parties were announced, not {request.parties}")
-    if barrier.size + len(data) > call.bounds.value:
-        raise TooLarge(
-            f"barrier {name!r}: {barrier.size + len(data):,} bytes of all parties' data, "
-            f"at most {call.bounds.value:,} may be"
-        )
-    index, generation = len(barrier.data), barrier.generation
-    complete = index + 1 == request.parties
-    if complete:
-        _check_stored(call, barrier.size + len(data))
-    await _keep(call, "barrier", name, barrier, entry, ttl=IDLE_S if complete else None)
-    barrier.parties = request.parties
-    barrier.data.append(data)
-    barrier.size += len(data)
-    everyone = barrier.data
-    key = key_of(name, str(generation))
-    if complete:
-        size = barrier.size
-        barrier.begin(generation + 1)
-        await _end(call, "barrier end", key, {"data": everyone}, request.parties - 1, size)
-        return {"index": index, "generation": generation, "data": everyone}
+    index = generation = 0
+    everyone: list[msgspec.Raw] = []
+
+    def join(barrier: _Barrier | None) -> _Barrier:
+        nonlocal index, generation, everyone
+        if barrier is None:
+            barrier = _Barrier(0)
+        if barrier.data and barrier.parties != request.parties:
+            raise InvalidPacket(f"barrier {name!r}: {barrier.parties} parties were announced, not {request.parties}")
+        total = barrier.size + len(data)
+        if total > call.bounds.value:
+            raise TooLarge(
+                f"barrier {name!r}: {total:,} bytes of all parties' data, at most {call.bounds.value:,} may be"
+            )
+        index, generation, everyone = len(barrier.data), barrier.generation, [*barrier.data, data]
+        if len(everyone) < request.parties:
+            return _Barrier(generation, request.parties, everyone, total)
+        _check_stored(call, total)
+        return _Barrier(generation + 1)
 
     try:
-        end = await _wait_for_end(call, "barrier", key, name, request.wait_ms)
+        await call.update(BARRIERS, name, join, ttl=_idle)
+    except asyncio.CancelledError:
+        call.runtime.spawn(_break(call, name, generation, "PF502"))  # nobody knows whether it has come
+        raise
+    key = key_of(name, str(generation))
+    if len(everyone) == request.parties:
+        outcome = msgspec.Raw(msgspec.json.encode(everyone))
+        await _end(call, BARRIER_ENDS, key, _End(outcome), request.parties - 1)
+        return {"index": index, "generation": generation, "data": outcome}
+    del everyone  # while it waits, the store has it
+
+    try:
+        end = await _wait_for_end(call, "barrier", BARRIER_ENDS, key, name, request.wait_ms)
     except asyncio.CancelledError:
         late = call.runtime.alarms.now() >= call.deadline - 0.001
-        if barrier.generation == generation:
-            call.runtime.spawn(_break(call, name, generation, "PF408" if late else "PF502"))
+        call.runtime.spawn(_break(call, name, generation, "PF408" if late else "PF502"))
         raise
     except PacketTimeout:
         await _break(call, name, generation, "PF408")
         raise PacketTimeout(f"barrier {name!r}: not all of {request.parties} parties came") from None
     except Overloaded:
-        # it never waited: it is as if it had not come
-        if barrier.generation == generation and len(barrier.data) == index + 1:
-            barrier.data.pop()
-            barrier.size -= len(data)
-            if not barrier.data and (entry := await store.get("barrier", name)) is not None:
-                await _keep(call, "barrier", name, barrier, entry, ttl=IDLE_S)
+        # it never waited: it is as if it had not come, if nobody has come since
+        def leave(barrier: _Barrier | None) -> _Barrier | None:
+            if barrier is None or barrier.generation != generation or len(barrier.data) != index + 1:
+                return barrier
+            return _Barrier(generation, barrier.parties, barrier.data[:-1], barrier.size - len(data))
+
+        await call.update(BARRIERS, name, leave, ttl=_idle)
         raise
     except PacketFlowError:
         await _break(call, name, generation, "PF502")
         raise
-    if "code" in end:
-        kind = PacketTimeout if end["code"] == "PF408" else ConnectionLost
-        what = "did not come in time" if end["code"] == "PF408" else "was lost"
+    if end.code:
+        kind = PacketTimeout if end.code == "PF408" else ConnectionLost
+        what = "did not come in time" if end.code == "PF408" else "was lost"
         raise kind(f"barrier {name!r}: a party {what}, generation {generation} is broken")
     await call.turn()
-    return {"index": index, "generation": generation, "data": end["data"]}
+    return {"index": index, "generation": generation, "data": end.outcome}
+
+
+def _idle(barrier: _Barrier) -> float | None:
+    return None if barrier.data else IDLE_S
 
 
 async def _break(call: Call, name: str, generation: int, code: str) -> None:
     """Ends a generation for all of its parties, and begins the next."""
-    store = call.store
-    entry = await store.get("barrier", name)
-    if entry is None or entry.value.generation != generation:
-        return
-    barrier: _Barrier = entry.value
-    left = len(barrier.data) - 1
-    await store.put("barrier", name, barrier, version=entry.version, ttl=IDLE_S, size=BARRIER_BYTES, owner=SAME)
-    barrier.begin(generation + 1)
-    await _end(call, "barrier end", key_of(name, str(generation)), {"code": code}, left, 0)
+    left = -1
 
+    def begin(barrier: _Barrier | None) -> _Barrier | None:
+        nonlocal left
+        left = -1
+        if barrier is None or barrier.generation != generation:
+            return barrier
+        left = len(barrier.data) - 1
+        return _Barrier(generation + 1)
 
-async def _keep(
-    call: Call, kind: str, name: str, state: Any, entry: Entry | None, *, ttl: float | None, size: int = 0
-) -> None:
-    """Keeps what is about to be changed: who made it pays for it, but for `size` bytes who makes it so large."""
-    try:
-        await call.store.put(
-            kind,
-            name,
-            state,
-            version=entry.version if entry is not None else 0,
-            ttl=ttl,
-            size=BARRIER_BYTES + size,
-            owner=call.stored if entry is None or size else SAME,
-        )
-    except StoreFull as error:
-        raise full(error) from None
+    await call.update(BARRIERS, name, begin, ttl=_idle)
+    if left >= 0:
+        await _end(call, BARRIER_ENDS, key_of(name, str(generation)), _End(code=code), left)
 
 
 def _check_stored(call: Call, size: int) -> None:
-    """Raises `Overloaded` where so much cannot be stored: before anything has happened."""
+    """Raises `StoreFull` where so much cannot be stored: before anything has happened."""
     if call.stored is not None and not call.stored.may(size + 2 * BARRIER_BYTES):
-        raise full(StoreFull(call.stored.refusal(size + 2 * BARRIER_BYTES)))
+        raise StoreFull(call.stored.refusal(size + 2 * BARRIER_BYTES))
 
 
-async def _end(call: Call, kind: str, key: str, outcome: dict[str, Any], left: int, size: int) -> None:
+async def _end(call: Call, kind: Kind[_End], key: str, end: _End, left: int) -> None:
     """How something ended, for those who wait for it. It has ended: nothing refuses that."""
     if left > 0:
-        await call.store.put(kind, key, _End(outcome, left), ttl=ENDED_S, size=size, owner=call.stored, must=True)
+        call.runtime.rooms.setdefault(kind.name, {})[key] = left
+        size = len(end.outcome)
+        await call.store.put(kind.name, key, kind.encode(end), ttl=ENDED_S, size=size, owner=call.stored, must=True)
 
 
-async def _wait_for_end(call: Call, kind: str, key: str, name: str, wait_ms: int | None) -> dict[str, Any]:
+async def _wait_for_end(call: Call, line: str, kind: Kind[_End], key: str, name: str, wait_ms: int | None) -> _End:
     """The end, once there is one; the last who reads it takes it away."""
 
-    async def attempt() -> Entry | None:
-        return await call.store.get(f"{kind} end", key)
+    async def attempt() -> _End | None:
+        kept = await call.read(kind, key)
+        return kept.record if kept is not None else None
 
-    end: _End = (await call.wait(kind, key, attempt, wait_ms=wait_ms, shown=name)).value
-    end.left -= 1
-    if end.left <= 0:
-        await call.store.delete(f"{kind} end", key)
-    return end.outcome
+    end = await call.wait(line, key, attempt, wait_ms=wait_ms, shown=name)
+    # who ended it here knows how many wait; elsewhere it goes with its time
+    readers: dict[str, int] = call.runtime.rooms.get(kind.name, {})
+    if key in readers:
+        readers[key] -= 1
+        if readers[key] <= 0:
+            del readers[key]
+            await call.store.delete(kind.name, key)
+    return end
 
 
 class Broadcast(Request):
@@ -437,54 +437,67 @@ class Vote(Request):
     wait_ms: Int | None = None
 
 
-class _Tally:
-    """Votes, counted as they come: each is read once."""
+class _Choice(msgspec.Struct, array_like=True):
+    """A choice, and how many chose it."""
 
-    __slots__ = ("best", "counts", "size")
-
-    def __init__(self) -> None:
-        self.counts: dict[bytes, list[Any]] = {}  # digest of a choice -> [choice, how many chose it]
-        self.best = 0
-        self.size = 0  # bytes of all choices
-
-    def add(self, key: bytes, choice: msgspec.Raw) -> None:
-        entry = self.counts.get(key)
-        if entry is None:
-            entry = self.counts[key] = [choice, 0]
-            self.size += len(choice)
-        entry[1] += 1
-        self.best = max(self.best, entry[1])
-
-    def take(self, key: bytes) -> None:
-        entry = self.counts[key]
-        entry[1] -= 1
-        if not entry[1]:
-            del self.counts[key]
-            self.size -= len(entry[0])
-        self.best = max((count for _, count in self.counts.values()), default=0)
-
-    def end(self, need: int, outstanding: int) -> dict[str, Any] | None:
-        """The end, once `need` agree, or cannot any more with so many who have yet to vote; None while it is open."""
-        if self.best < need <= self.best + outstanding:
-            return None
-        tally = sorted(self.counts.values(), key=lambda entry: -entry[1])
-        decided = self.best >= need
-        return {"decision": tally[0][0] if decided else None, "tally": tally, "decided": decided}
+    choice: msgspec.Raw
+    count: int
 
 
-class _Ballot:
-    """What is kept of a ballot."""
+def _decide(counts: Iterable[_Choice], need: int, outstanding: int) -> dict[str, Any] | None:
+    """The end, once `need` agree, or cannot any more with so many who have yet to vote; None while it is open."""
+    best = max((entry.count for entry in counts), default=0)
+    if best < need <= best + outstanding:
+        return None
+    tally = [[entry.choice, entry.count] for entry in sorted(counts, key=lambda entry: -entry.count)]
+    return {"decision": tally[0][0] if best >= need else None, "tally": tally, "decided": best >= need}
 
-    __slots__ = ("born", "came", "end", "need", "tally", "voters", "votes")
 
-    def __init__(self, voters: int, need: int, born: int) -> None:
-        self.voters = voters
-        self.need = need
-        self.born = born
-        self.tally = _Tally()
-        self.votes: dict[tuple[int, str], tuple[bytes, Call]] = {}  # principal and packet -> its choice, who waits
-        self.came = 0
-        self.end: dict[str, Any] | None = None
+class _Vote(msgspec.Struct, array_like=True):
+    """Whose choice, by its digest, and which packet of his waits."""
+
+    digest: str
+    waits: str
+
+
+OPEN = msgspec.Raw(b"")
+
+
+class _Ballot(msgspec.Struct, omit_defaults=True):
+    """What is kept of a ballot: once it has ended, that alone, and how many have come."""
+
+    voters: int
+    need: int
+    born: int
+    came: int = 0
+    votes: dict[str, _Vote] = {}
+    choices: dict[str, _Choice] = {}
+    end: msgspec.Raw = OPEN
+
+    def without(self, voter: str) -> _Ballot:
+        """As if he had not voted."""
+        votes = {who: vote for who, vote in self.votes.items() if who != voter}
+        digest = self.votes[voter].digest
+        before = self.choices[digest]
+        choices = {key: choice for key, choice in self.choices.items() if key != digest or before.count > 1}
+        if before.count > 1:
+            choices[digest] = _Choice(before.choice, before.count - 1)
+        return _Ballot(self.voters, self.need, self.born, self.came - 1, votes, choices)
+
+    def with_vote(self, voter: str, vote: _Vote, choice: msgspec.Raw) -> _Ballot:
+        """And one vote more."""
+        before = self.choices.get(vote.digest)
+        counted = _Choice(choice, 1) if before is None else _Choice(before.choice, before.count + 1)
+        choices = {**self.choices, vote.digest: counted}
+        return _Ballot(self.voters, self.need, self.born, self.came + 1, {**self.votes, voter: vote}, choices)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all choices."""
+        return sum(len(entry.choice) for entry in self.choices.values())
+
+
+BALLOTS = Kind("ballot", _Ballot, BARRIER_BYTES)
 
 
 @element("co", "vote")
@@ -505,77 +518,78 @@ async def vote(call: Call, request: Vote) -> Any:
     check_size(call, "choice", choice)
     call.hold(len(choice) + PARTY_BYTES)
     choice = msgspec.Raw(bytes(choice))
-    key = await _digest(call, choice)
-    store = call.store
-    entry = await store.get("ballot", name)
-    ballot: _Ballot = entry.value if entry is not None else _Ballot(voters, need, store.revision())
-    if (ballot.voters, ballot.need) != (voters, need):
-        raise InvalidPacket(
-            f"ballot {name!r}: it is of {ballot.voters} voters of whom {ballot.need} have to agree, "
-            f"not {voters} and {need}"
-        )
-    tally = ballot.tally
-    size = tally.size + (0 if key in tally.counts else len(choice))
-    if ballot.end is None and size > call.bounds.value:
-        raise TooLarge(f"ballot {name!r}: {size:,} bytes of choices, at most {call.bounds.value:,} may be")
-    voter = (call.principal.number, call.id)
-    if voter in ballot.votes:
-        # the same packet again: the one before waits no more
-        await _withdraw(call, name, ballot, voter)
-        entry = await store.get("ballot", name)
-    last = ballot.came + 1 >= voters
-    best = max(tally.best, tally.counts[key][1] + 1 if key in tally.counts else 1)
-    ends = ballot.end is None and not best < need <= best + voters - len(ballot.votes) - 1
-    if ends:
+    vote = _Vote(await _digest(call, choice), new_id())
+    voter = key_of(call.principal.name, call.id)
+    born = left = 0
+    ended = known = OPEN  # by this vote, and before it
+
+    def cast(ballot: _Ballot | None) -> _Ballot | None:
+        nonlocal born, left, ended, known
+        ended = known = OPEN
+        if ballot is None:
+            ballot = _Ballot(voters, need, call.store.revision())
+        if (ballot.voters, ballot.need) != (voters, need):
+            raise InvalidPacket(
+                f"ballot {name!r}: it is of {ballot.voters} voters of whom {ballot.need} have to agree, "
+                f"not {voters} and {need}"
+            )
+        born = ballot.born
+        if ballot.end:
+            known = ballot.end
+            came = ballot.came + 1
+            return _Ballot(voters, need, born, came, end=known) if came < voters else None
+        if voter in ballot.votes:
+            ballot = ballot.without(voter)  # the same packet again
+        ballot = ballot.with_vote(voter, vote, choice)
+        size = ballot.size
+        if size > call.bounds.value:
+            raise TooLarge(f"ballot {name!r}: {size:,} bytes of choices, at most {call.bounds.value:,} may be")
+        end = _decide(ballot.choices.values(), need, voters - len(ballot.votes))
+        if end is None:
+            return ballot
         _check_stored(call, size)
-    if ballot.end is not None and last:
-        await store.delete("ballot", name)
-    elif not (ends and last and entry is None):
-        # once it has ended its choices are kept for who comes late, and counted as what they are
-        kept = size if ends else tally.size if ballot.end is not None else 0
-        over = ends or ballot.end is not None
-        await _keep(call, "ballot", name, ballot, entry, ttl=BALLOT_S if over else None, size=kept)
-    ballot.came += 1
-    if ballot.end is not None:
-        return ballot.end
-    ballot.votes[voter] = (key, call)
-    tally.add(key, choice)
-    ballot.end = tally.end(need, voters - len(ballot.votes))
-    end_key = key_of(name, str(ballot.born))
-    if ballot.end is not None:
-        if last:
-            await store.delete("ballot", name)
-        await _end(call, "ballot end", end_key, ballot.end, len(ballot.votes) - 1, size)
-        return ballot.end
+        ended = msgspec.Raw(msgspec.json.encode(end))
+        left = len(ballot.votes) - 1
+        return _Ballot(voters, need, born, ballot.came, end=ended) if ballot.came < voters else None
+
+    # once it has ended its outcome is kept for who comes late
+    await call.update(
+        BALLOTS,
+        name,
+        cast,
+        more=lambda ballot: len(ballot.end),
+        ttl=lambda ballot: BALLOT_S if ballot.end else None,
+    )
+    if known:
+        return known
+    end_key = key_of(name, str(born))
+    if ended:
+        await _end(call, BALLOT_ENDS, end_key, _End(ended), left)
+        return ended
     try:
-        end = await _wait_for_end(call, "ballot", end_key, name, request.wait_ms)
+        end = await _wait_for_end(call, "ballot", BALLOT_ENDS, end_key, name, request.wait_ms)
         await call.turn()
-        return end
+        return end.outcome
     except asyncio.CancelledError:
-        if ballot.end is None:
-            call.runtime.spawn(_withdraw(call, name, ballot, voter, call))
+        call.runtime.spawn(_withdraw(call, name, born, voter, vote))
         raise
     except PacketTimeout:
-        await _withdraw(call, name, ballot, voter)
+        await _withdraw(call, name, born, voter, vote)
         raise PacketTimeout(f"ballot {name!r}: no decision in time") from None
     except PacketFlowError:
-        await _withdraw(call, name, ballot, voter)
+        await _withdraw(call, name, born, voter, vote)
         raise
 
 
-async def _withdraw(
-    call: Call, name: str, ballot: _Ballot, voter: tuple[int, str], waiting: Call | None = None
-) -> None:
-    """A voter who waits no more has not voted: he may again. `waiting`: only if it is this that waited."""
-    entry = await call.store.get("ballot", name)
-    if entry is None or entry.value is not ballot or ballot.end is not None or voter not in ballot.votes:
-        return
-    if waiting is not None and ballot.votes[voter][1] is not waiting:
-        return
-    if len(ballot.votes) == 1:
-        await call.store.delete("ballot", name, version=entry.version)
-    ballot.tally.take(ballot.votes.pop(voter)[0])
-    ballot.came -= 1
+async def _withdraw(call: Call, name: str, born: int, voter: str, vote: _Vote) -> None:
+    """A voter who waits no more has not voted: he may again."""
+
+    def withdraw(ballot: _Ballot | None) -> _Ballot | None:
+        if ballot is None or ballot.born != born or ballot.votes.get(voter) != vote:
+            return ballot
+        return ballot.without(voter) if len(ballot.votes) > 1 else None
+
+    await call.update(BALLOTS, name, withdraw)
 
 
 async def _poll(call: Call, step: Step, need: int | None) -> Any:
@@ -585,7 +599,7 @@ async def _poll(call: Call, step: Step, need: int | None) -> Any:
     try:
         _need(need, voters)
         await asked.send()
-        tally = _Tally()
+        choices: dict[str, _Choice] = {}
         outstanding = voters
         end = None
         async for _, entry in asked:
@@ -593,9 +607,10 @@ async def _poll(call: Call, step: Step, need: int | None) -> Any:
             if entry is None:
                 voters -= 1  # it was none
             elif entry["status"] == "success":
-                tally.add(await _digest(call, entry["data"]), entry["data"])
+                digest = await _digest(call, entry["data"])
+                choices.setdefault(digest, _Choice(entry["data"], 0)).count += 1
             wanted = voters // 2 + 1 if need is None else need
-            end = tally.end(wanted, outstanding)
+            end = _decide(choices.values(), wanted, outstanding)
             if end is not None and voters:
                 break
     finally:
@@ -613,14 +628,14 @@ def _need(need: int | None, voters: int) -> int:
     return need
 
 
-async def _digest(call: Call, choice: msgspec.Raw) -> bytes:
+async def _digest(call: Call, choice: msgspec.Raw) -> str:
     """What equal JSON has in common."""
 
-    def work(view: View) -> bytes:
+    def work(view: View) -> str:
         view.pay(3 * decoding_cost(bytes(choice)))
         plain = _plain(view.decode(choice))
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).digest()
+        return base64.b64encode(hashlib.sha256(text.encode()).digest()[:18]).decode()
 
     return await call.evaluate(work, {})
 

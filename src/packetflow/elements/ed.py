@@ -189,7 +189,7 @@ async def watch(call: Call, request: Watch) -> Any:
             entry = await call.store.get("cache", pattern)
             version = entry.version if entry is not None else 0
             if version != request.version:
-                value = entry.value if entry is not None else None
+                value = msgspec.Raw(entry.value) if entry is not None else None
                 cursor = watched.tell(kind, pattern, start)
                 return {"key": pattern, "value": value, "version": version, "cursor": cursor}
 

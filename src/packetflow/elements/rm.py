@@ -9,9 +9,10 @@ from typing import Any, Literal
 import msgspec
 
 from packetflow.elements.call import Call
-from packetflow.elements.request import Int, Request, Step, check_name, check_size, check_ttl, element, full
+from packetflow.elements.kept import Kind
+from packetflow.elements.request import Int, Request, Step, check_name, check_size, check_ttl, element
 from packetflow.errors import Conflict, InvalidPacket, Overloaded, PacketFlowError
-from packetflow.state import SAME, Lease, StoreFull, VersionMismatch
+from packetflow.state import Entry, Lease, VersionMismatch
 
 __all__ = ["ELEMENTS"]
 
@@ -22,6 +23,23 @@ POOL_BYTES = 64
 LOCK_BYTES = 64
 MAX_SUM = 10**308
 FILLING_BYTES = 512
+
+
+class _Pool(msgspec.Struct):
+    """What is kept of a pool."""
+
+    capacity: int
+    used: int
+
+
+class _Lock(msgspec.Struct):
+    """What is kept of a lock that is held; the version of its entry is the fence."""
+
+    reactor: str | None
+
+
+POOLS = Kind("pool", _Pool, POOL_BYTES)
+LOCKS = Kind("lock", _Lock, LOCK_BYTES)
 
 
 class Alloc(Request):
@@ -46,31 +64,31 @@ async def alloc(call: Call, request: Alloc) -> Any:
         raise InvalidPacket(f"capacity: expected 1 to 2^53-1, got {request.capacity}")
     runtime = call.runtime
 
-    def take(pool: dict[str, int] | None) -> dict[str, int]:
+    def take(pool: _Pool | None) -> _Pool:
         if pool is None:
             if request.capacity is None:
                 raise InvalidPacket(f"pool {name!r}: there is none, and no capacity for a new one was given")
-            pool = {"capacity": request.capacity, "used": 0}
-        if request.units > pool["capacity"]:
-            raise InvalidPacket(f"pool {name!r}: {request.units} units, its capacity is {pool['capacity']}")
-        if pool["used"] + request.units > pool["capacity"]:
+            pool = _Pool(request.capacity, 0)
+        if request.units > pool.capacity:
+            raise InvalidPacket(f"pool {name!r}: {request.units} units, its capacity is {pool.capacity}")
+        if pool.used + request.units > pool.capacity:
             raise _NotFree
-        return {"capacity": pool["capacity"], "used": pool["used"] + request.units}
+        return _Pool(pool.capacity, pool.used + request.units)
 
     async def attempt() -> Any:
         session = call.session
         runtime.leases.check_room(call.account, session, call.bounds.leases)
         try:
-            entry = await call.update("pool", name, take, size=POOL_BYTES, owner=call.stored)
+            kept = await call.update(POOLS, name, take)
         except _NotFree:
             return None
-        assert entry is not None
+        assert kept is not None
         lease = runtime.leases.grant("pool", name, call.principal.number, session, ttl, give_back, account=call.account)
         return {
             "lease": lease.id,
             "expires_at": lease.expires_at,
             "units": request.units,
-            "available": entry.value["capacity"] - entry.value["used"],
+            "available": kept.record.capacity - kept.record.used,
         }
 
     async def give_back(lease: Lease) -> None:
@@ -87,24 +105,11 @@ class _NotFree(Exception):
 
 
 async def _give_back(call: Call, name: str, units: int) -> None:
-    store = call.store
-    while (entry := await store.get("pool", name)) is not None:
-        used = max(0, entry.value["used"] - units)
-        try:
-            # a pool that nobody has anything of keeps its capacity for a day
-            idle = POOL_S if used == 0 else None
-            await store.put(
-                "pool",
-                name,
-                entry.value | {"used": used},
-                version=entry.version,
-                ttl=idle,
-                size=POOL_BYTES,
-                owner=SAME,
-            )
-            break
-        except VersionMismatch:
-            continue
+    def give(pool: _Pool | None) -> _Pool | None:
+        return _Pool(pool.capacity, max(0, pool.used - units)) if pool is not None else None
+
+    # a pool that nobody has anything of keeps its capacity for a day
+    await call.update(POOLS, name, give, ttl=lambda pool: POOL_S if pool.used == 0 else None)
 
 
 class Free(Request):
@@ -192,12 +197,10 @@ async def _acquire(call: Call, key: str, ttl: float, wait_ms: int | None) -> Lea
             session = call.session
             runtime.leases.check_room(call.account, session, call.bounds.leases)
             entry = await call.store.put(
-                "lock", key, {"reactor": session.name}, version=0, size=LOCK_BYTES, owner=call.stored
+                LOCKS.name, key, LOCKS.encode(_Lock(session.name)), version=0, size=LOCKS.size, owner=call.stored
             )
         except VersionMismatch:
             return None
-        except StoreFull as error:
-            raise full(error) from None
         return runtime.leases.grant(
             "lock",
             key,
@@ -213,7 +216,7 @@ async def _acquire(call: Call, key: str, ttl: float, wait_ms: int | None) -> Lea
         if lease.note.running is not None:
             lease.note.running.cancel()
         try:
-            await call.store.delete("lock", key, version=lease.note.fence)
+            await call.store.delete(LOCKS.name, key, version=lease.note.fence)
         except VersionMismatch:
             pass  # somebody else's by now
 
@@ -247,7 +250,7 @@ async def cache(call: Call, request: Cache) -> Any:
     key = check_name("key", request.key)
     if request.op == "get":
         entry = await call.store.get("cache", key)
-        return {"value": entry.value, "version": entry.version, "found": True} if entry is not None else MISSING
+        return _found(entry) if entry is not None else MISSING
     ttl = check_ttl(request.ttl_ms, None)
     try:
         match request.op:
@@ -263,8 +266,6 @@ async def cache(call: Call, request: Cache) -> Any:
                 return await _incr(call, key, request, ttl)
             case _:
                 return await _fill(call, key, request, ttl)
-    except StoreFull as error:
-        raise full(error) from None
     except VersionMismatch as error:
         found = error.entry.version if error.entry is not None else 0
         raise Conflict(
@@ -272,16 +273,20 @@ async def cache(call: Call, request: Cache) -> Any:
         ) from None
 
 
+def _found(entry: Entry) -> dict[str, Any]:
+    return {"value": msgspec.Raw(entry.value), "version": entry.version, "found": True}
+
+
 async def _set(call: Call, key: str, value: msgspec.Raw, version: int | None, ttl: float | None) -> Any:
     # a copy: what came borrows the frame that it came in
     call.hold(len(value))
-    kept = msgspec.Raw(bytes(value))
+    kept = bytes(value)
     call.runtime.watched.check_room("key", key, len(kept), call.stored)
     size = len(kept) + len(key) + 200
     entry = await call.store.put("cache", key, kept, version=version, ttl=ttl, size=size, owner=call.stored)
     call.drop(len(value))
     await _tell(call, key, kept, entry.version)
-    return {"value": kept, "version": entry.version, "found": True}
+    return _found(entry)
 
 
 async def _delete(call: Call, key: str, version: int | None) -> Any:
@@ -291,7 +296,7 @@ async def _delete(call: Call, key: str, version: int | None) -> Any:
     if not gone or entry is None:
         return MISSING
     await _tell(call, key, None, call.store.revision())
-    return {"value": entry.value, "version": entry.version, "found": True}
+    return _found(entry)
 
 
 async def _incr(call: Call, key: str, request: Cache, ttl: float | None) -> Any:
@@ -323,11 +328,12 @@ async def _incr(call: Call, key: str, request: Cache, ttl: float | None) -> Any:
 async def _list(call: Call, request: Cache) -> Any:
     prefix = request.key.removesuffix("*")
     found = await call.store.scan("cache", prefix, request.after, PAGE)
-    entries = [{"key": key, "value": entry.value, "version": entry.version} for key, entry in found]
+    entries = [{"key": key, "value": msgspec.Raw(entry.value), "version": entry.version} for key, entry in found]
     size = sum(len(entry.value) + len(key) + 60 for key, entry in found)
     while size > call.bounds.value * 3 // 4 and len(entries) > 1:
-        last = entries.pop()
-        size -= len(last["value"]) + len(last["key"]) + 60
+        entries.pop()
+        key, entry = found[len(entries)]
+        size -= len(entry.value) + len(key) + 60
     more = len(found) == PAGE or len(entries) < len(found)
     after = entries[-1]["key"] if more and entries else None
     return {"value": entries, "version": call.store.revision(), "found": bool(entries), "after": after}
@@ -337,11 +343,13 @@ async def _fill(call: Call, key: str, request: Cache, ttl: float | None) -> Any:
     """The cached value, or the step's data, computed once however many ask."""
     if request.step is None:
         raise InvalidPacket("step: expected with the op fill")
-    entry = await call.store.get("cache", key)
-    if entry is not None:
-        return {"value": entry.value, "version": entry.version, "found": True}
     fillings: dict[str, _Filling] = call.runtime.rooms.setdefault("filling", {})
     running = fillings.get(key)
+    if running is None:
+        entry = await call.store.get("cache", key)
+        if entry is not None:
+            return _found(entry)
+        running = fillings.get(key)  # the store may have taken its time
 
     async def attempt() -> Any:
         nonlocal running
@@ -378,8 +386,9 @@ class _Filling:
         self.over = False
 
 
-async def _tell(call: Call, key: str, value: msgspec.Raw | None, version: int) -> None:
-    what = {"key": key, "value": value, "version": version}
+async def _tell(call: Call, key: str, value: bytes | None, version: int) -> None:
+    shown = msgspec.Raw(value) if value is not None else None
+    what = {"key": key, "value": shown, "version": version}
     await call.runtime.watched.note("key", key, what, len(value) if value is not None else 0, call.stored)
 
 

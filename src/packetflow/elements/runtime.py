@@ -13,12 +13,12 @@ import msgspec
 
 from packetflow.elements.bounds import Bounds
 from packetflow.elements.call import Call, Nest
-from packetflow.elements.request import Element
+from packetflow.elements.request import Element, full
 from packetflow.elements.turns import Turns
 from packetflow.elements.watched import Watched
 from packetflow.errors import PacketFlowError, exception_for
 from packetflow.model import Packet
-from packetflow.state import Alarms, Change, Leases, Lines, MemoryStore, Sessions, Store
+from packetflow.state import Alarms, Change, Leases, Lines, MemoryStore, Sessions, Store, StoreFull
 from pfcore.link.reply import Reply
 from pfcore.memory.budget import Account
 from pfcore.route.flights import Member, Principal
@@ -28,7 +28,7 @@ from pfcore.work.handler import Handler
 if TYPE_CHECKING:
     from packetflow.elements.standing import Standing
 
-__all__ = ["Host", "Runtime"]
+__all__ = ["Host", "Runtime", "StoreFactory", "in_memory"]
 
 log = logging.getLogger("packetflow.elements")
 
@@ -37,6 +37,15 @@ ORPHANS = 134_217_728
 
 WAITED_FOR = {"gate": "gate", "pool": "pool", "lock": "lock", "barrier end": "barrier", "ballot end": "ballot"}
 """Kinds of the store -> the lines of those who wait for a change of one."""
+
+
+StoreFactory = Callable[[Alarms, Bounds], Store]
+"""Makes the store of a gateway: told of its alarms, which ring in its loop, and of how much its elements may take."""
+
+
+def in_memory(alarms: Alarms, bounds: Bounds) -> Store:
+    """A store in this process."""
+    return MemoryStore(alarms, max_names=bounds.names, max_bytes={"cache": bounds.cache})
 
 
 class Host(Protocol):
@@ -69,7 +78,7 @@ class Runtime:
         loop: asyncio.AbstractEventLoop,
         later: Callable[[Callable[[], object]], object] | None = None,
         bounds: Bounds | None = None,
-        store: Callable[[Alarms], Store] | None = None,
+        store: StoreFactory = in_memory,
         gateway: Principal,
         admin: Any,
         orphans: Account | None = None,
@@ -83,10 +92,12 @@ class Runtime:
         self.turns = Turns(loop, later=later)
         self.orphans = orphans or Account("links that have gone", ORPHANS)
         """Pays for packets of anonymous links that had gone before they began."""
-        self.store: Store = (store or self._memory)(self.alarms)
+        self.store: Store = store(self.alarms, self.bounds)
         self.lines = Lines(loop, self.bounds.waiters)
         self.leases = Leases(self.alarms, self._later)
-        self.watched = Watched(self.store, self.lines, self.alarms, self.spawn, self.bounds.names)
+        self.watched = Watched(
+            self.store, self.lines, self.alarms, self.spawn, self.bounds.names, 4 * self.bounds.value
+        )
         self.standing: dict[tuple[int, str, str], Standing] = {}
         """Timers and reactions, by principal, kind and id."""
         self.sessions = Sessions(self.alarms)
@@ -101,16 +112,6 @@ class Runtime:
     def _changed(self, line: str, change: Change) -> None:
         """Something was put, deleted, or has had its time, here or at another gateway of the same store."""
         self.lines.wake(line, change.name)
-
-    def _memory(self, alarms: Alarms) -> Store:
-        bounds = self.bounds
-        return MemoryStore(
-            alarms,
-            max_names=bounds.names,
-            max_bytes={"cache": bounds.cache},
-            log_items={"event": 1000, "key": 1000},
-            log_bytes={"event": 4 * bounds.value, "key": 4 * bounds.value},
-        )
 
     def handlers(self) -> list[Handler]:
         """A compiled handler for every element."""
@@ -137,7 +138,10 @@ class Runtime:
         """One packet of an element: its bytes are its owner's until it ends, whatever the way."""
         call = Call(self, packet, caller)
         try:
-            return await one.function(call, request)
+            try:
+                return await one.function(call, request)
+            except StoreFull as error:
+                raise full(error) from None
         except PacketFlowError as error:
             if error.code in TRY_AGAIN and call.begun > 0:
                 # something of it has run: nobody may take this for a packet that was not begun

@@ -6,9 +6,11 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
+
 from packetflow.errors import Conflict, Overloaded
-from packetflow.state import Alarm, Alarms, Lines, Patterns, Store
-from packetflow.state.store import ITEM_BYTES
+from packetflow.state import Alarm, Alarms, Lines, LogBounds, Patterns, Store
+from packetflow.state.memory import ITEM_BYTES
 from pfcore.memory.budget import Account
 
 __all__ = ["Watched"]
@@ -18,6 +20,11 @@ KEPT = 600.0
 PATTERN_BYTES = 1024
 """What a pattern takes, its log's own places included."""
 EVENT_BYTES = 200
+LATEST = 1000
+"""Events that are kept of a name."""
+
+
+_decode: Callable[[bytes], dict[str, msgspec.Raw]] = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class _Pattern:
@@ -45,12 +52,14 @@ class Watched:
         alarms: Alarms,
         spawn: Callable[[Coroutine[Any, Any, Any]], object],
         max_patterns: int,
+        max_bytes: int,
     ) -> None:
         self._store = store
         self._lines = lines
         self._alarms = alarms
         self._spawn = spawn
         self._max_patterns = max_patterns
+        self._log = LogBounds(LATEST, max_bytes, oldest_leave=True)
         self._patterns: dict[str, Patterns[str]] = {"event": Patterns(), "key": Patterns()}
         self._kept: dict[tuple[str, str], _Pattern] = {}
         self._owned: dict[Account, int] = {}  # who watched first -> how many
@@ -70,13 +79,14 @@ class Watched:
         if not patterns:
             return 0
         waited = 0
+        item = (msgspec.json.encode(what), size + EVENT_BYTES)
         for pattern in patterns.match(name):
             kept = self._kept.get((kind, pattern))
             if kept is None:
                 continue  # nobody watches it any more, since the one before was noted
             kept.needed = True
             # not refused: it has happened, and nothing that is watched may be missed
-            await self._store.append(kind, pattern, [(what, size + EVENT_BYTES)], owner=owner, must=True)
+            await self._store.append(kind, pattern, [item], bounds=self._log, owner=owner, must=True)
             waited += self._lines.waiting(kind, pattern)
             self._lines.wake(kind, pattern)
         return waited
@@ -137,7 +147,7 @@ class Watched:
         if not found:
             return None
         cursor, what = found[0]
-        return {**what, "cursor": cursor}  # what was noted is needed already
+        return {**_decode(what), "cursor": cursor}  # what was noted is needed already
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -30,7 +30,7 @@ class ConfigError(ValueError):
 class GatewayConfig:
     """What ``gateway.toml`` says.
 
-    `settings`: keyword arguments of `Gateway`. `handlers`: ``module:function``.
+    `settings`: keyword arguments of `Gateway`. `handlers`, `store`: ``module:function``.
     `policies`: group to routing policy. `log_format`: ``text`` or ``json``.
     """
 
@@ -41,6 +41,7 @@ class GatewayConfig:
     key: Path | None = None
     client_ca: Path | None = None
     handlers: str | None = None
+    store: str | None = None
     drain: float = 5.0
     policies: dict[str, str] = field(default_factory=dict)
     log_format: str = "text"
@@ -151,6 +152,7 @@ _SECTIONS: Mapping[str, Mapping[str, Callable[[Any], str | None]]] = {
     "tls": {"certificate": _text, "key": _text, "client_ca": _text},
     "anonymous": {"role": _text},
     "routing": {group: _POLICIES for group in ("cf", "df", "ed", "co", "mc", "rm")},
+    "store": {"factory": _text},
     "log": {"format": _one_of("text", "json")},
     "elements": {
         "enabled": _flag,
@@ -223,6 +225,7 @@ def load_config(path: str | Path) -> GatewayConfig:
     config.settings = {**tables["gateway"], **tables["limits"]}
     config.handlers = config.settings.pop("handlers", None)
     config.drain = float(config.settings.pop("drain", config.drain))
+    config.store = tables["store"].get("factory")
     config.policies = tables["routing"]
     config.log_format = tables["log"].get("format", "text")
     bounds = tables["elements"]

@@ -13,7 +13,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs
 
-from packetflow.elements import STANDARD, Bounds, Runtime, Toolbox
+from packetflow.elements import STANDARD, Bounds, Runtime, StoreFactory, Toolbox, in_memory
 from packetflow.endings import Ending, within
 from packetflow.endpoint import Endpoint, parse_endpoint
 from packetflow.errors import ConnectionLost, Unavailable
@@ -78,7 +78,9 @@ class Gateway(HandlerRegistry, Toolbox):
     (default: none, so that no web page can use a visitor's gateway). `public_metrics`:
     ``/metrics`` asks for no credentials (default: it does where links must).
     `elements`: offer the standard elements (default True), within these `Bounds`.
-    `templates`: processes that ``mc:spawn`` and ``mc:scale`` may start.
+    `store`: makes what they keep state in, called with `packetflow.state.Alarms` and
+    `Bounds` (default: memory of this process; `packetflow.state.Store` says what it
+    has to do). `templates`: processes that ``mc:spawn`` and ``mc:scale`` may start.
     `max_principal_bytes`: held for one principal, or one anonymous link: packets,
     results, output that it does not read (default 128 MiB), PF429 past it;
     `max_total_bytes`: for all of them together (default: a quarter of the machine's
@@ -117,6 +119,7 @@ class Gateway(HandlerRegistry, Toolbox):
         expose_errors: bool = True,
         public_metrics: bool = False,
         elements: bool | Bounds = True,
+        store: StoreFactory = in_memory,
         templates: Iterable[Template] = (),
     ) -> None:
         self._endpoint: Endpoint = parse_endpoint(endpoint)
@@ -132,6 +135,8 @@ class Gateway(HandlerRegistry, Toolbox):
                 f"endpoint {endpoint!r}: anyone who reaches this address could submit packets; "
                 "listen on 127.0.0.1, give ssl= or access=, or say insecure=True"
             )
+        if not callable(store):
+            raise ValueError(f"store: expected a function that returns a Store, found {type(store).__name__}")
         self._dispatcher = Dispatcher(
             concurrency=concurrency,
             max_queue=max_queue,
@@ -195,6 +200,7 @@ class Gateway(HandlerRegistry, Toolbox):
         self._links: dict[Engine, Link] = {}
         self._inside = Inside(self._switch, self._masks, self._links.get, max_frame)
         self._bounds = None if elements is False else Bounds() if elements is True else elements
+        self._make_store = store
         self._elements: Runtime | None = None
         self.supervisor = Supervisor(
             {template.name: template for template in templates}, lambda: self.endpoint, self.wait_for_reactor
@@ -319,6 +325,7 @@ class Gateway(HandlerRegistry, Toolbox):
             loop=loop,
             later=sharing.later,
             bounds=self._bounds,
+            store=self._make_store,
             gateway=self._inside.gateway,
             admin=Admin(self),
             orphans=self._budgets.account("links that have gone"),

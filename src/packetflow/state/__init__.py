@@ -7,9 +7,22 @@ this process's. The rest is about the links of one gateway, and stays with it.
 from packetflow.state.alarms import Alarm, Alarms
 from packetflow.state.leases import Lease, Leases
 from packetflow.state.lines import Lines
+from packetflow.state.memory import MemoryStore
 from packetflow.state.patterns import Patterns
 from packetflow.state.sessions import Session, Sessions
-from packetflow.state.store import SAME, Change, Entry, MemoryStore, Store, StoreFull, Subscription, VersionMismatch
+from packetflow.state.store import (
+    SAME,
+    Change,
+    Entry,
+    LogBounds,
+    LogFull,
+    Payment,
+    Store,
+    StoreFull,
+    Subscription,
+    VersionMismatch,
+    update,
+)
 
 __all__ = [
     "SAME",
@@ -20,12 +33,16 @@ __all__ = [
     "Lease",
     "Leases",
     "Lines",
+    "LogBounds",
+    "LogFull",
     "MemoryStore",
     "Patterns",
+    "Payment",
     "Session",
     "Sessions",
     "Store",
     "StoreFull",
     "Subscription",
     "VersionMismatch",
+    "update",
 ]

@@ -1,36 +1,32 @@
 """The store: named values with versions, logs, and word of what changes.
 
 Every operation is one that a distributed engine offers: get, put if the version
-matches, delete, list by prefix, append to a log in order, read it from a place,
-time to live, watch. Values are what JSON can say. `MemoryStore` never suspends:
-between a get and a put nothing else runs, so its compare-and-set never loses.
+matches, delete, list by prefix, append to a log in order and within its bounds,
+read it from a place, time to live, watch. Values are bytes, in and out: what
+they mean is their owner's affair. `packetflow.state.contract` is what every store
+must do, as checks that run.
 """
 
 from __future__ import annotations
 
-import logging
-import time
-from bisect import bisect_left, bisect_right, insort
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from itertools import repeat
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from packetflow.state.alarms import Alarm, Alarms
-from packetflow.state.patterns import Patterns
 from pfcore.memory.budget import Account
 
-__all__ = ["SAME", "Change", "Entry", "MemoryStore", "Store", "StoreFull", "Subscription", "VersionMismatch"]
-
-log = logging.getLogger("packetflow.state")
-
-NAME_BYTES = 640
-"""What a name takes besides its text and value, bytes: entry, slot, its places in tables, an alarm."""
-LOG_BYTES = 1100
-"""What a log takes besides its items: the first block of its queue, its places in tables."""
-ITEM_BYTES = 180
-"""What an item of a log takes besides what its writer counts."""
+__all__ = [
+    "SAME",
+    "Change",
+    "Entry",
+    "LogBounds",
+    "LogFull",
+    "Payment",
+    "Store",
+    "StoreFull",
+    "Subscription",
+    "VersionMismatch",
+    "update",
+]
 
 SAME: Any = object()
 """As `owner`: whoever pays for the name already; that cannot be refused."""
@@ -39,7 +35,7 @@ SAME: Any = object()
 class Entry(NamedTuple):
     """A value and its version: greater than all versions before it, of whatever name."""
 
-    value: Any
+    value: bytes
     version: int
 
 
@@ -49,6 +45,14 @@ class Change(NamedTuple):
     name: str
     entry: Entry | None
     version: int
+
+
+class LogBounds(NamedTuple):
+    """How much one log may hold: items and bytes. `oldest_leave`: at the bound; else what is new is refused."""
+
+    items: int
+    bytes: int
+    oldest_leave: bool = False
 
 
 class VersionMismatch(Exception):
@@ -63,6 +67,10 @@ class StoreFull(Exception):
     """A bound was reached; the text names it."""
 
 
+class LogFull(StoreFull):
+    """A log has no room for so much just now."""
+
+
 class Subscription(Protocol):
     """Word of changes, until it is closed."""
 
@@ -71,6 +79,9 @@ class Subscription(Protocol):
 
 class Store(Protocol):
     """What gateways can share.
+
+    Every operation may suspend, and those of one gateway may overtake one another:
+    what must hold together is one operation, or a `put` of the version that was read.
 
     `owner`: the account of who puts something, which pays for it until it leaves,
     whatever the way; None: nobody pays. `must`: it pays even past its bound.
@@ -83,7 +94,7 @@ class Store(Protocol):
         self,
         kind: str,
         name: str,
-        value: Any,
+        value: bytes,
         *,
         version: int | None = None,
         ttl: float | None = None,
@@ -109,14 +120,19 @@ class Store(Protocol):
         self,
         kind: str,
         name: str,
-        items: Sequence[tuple[Any, int]],
+        items: Sequence[tuple[bytes, int]],
         *,
+        bounds: LogBounds | None = None,
         owner: Account | None = None,
         must: bool = False,
     ) -> tuple[int, int]:
-        """Appends (value, bytes) pairs to a log; the first and the last id. Ids grow over all logs."""
+        """Appends (value, bytes that it counts) pairs to a log, all or none; the first and the last id.
 
-    async def read(self, kind: str, name: str, after: int, limit: int) -> list[tuple[int, Any]]:
+        Ids grow over all logs. `bounds`: of this log; `LogFull` where they leave no
+        room. `StoreFull` where names run out, or the owner's bound is reached.
+        """
+
+    async def read(self, kind: str, name: str, after: int, limit: int) -> list[tuple[int, bytes]]:
         """Items of a log with ids beyond `after`, oldest first."""
 
     async def trim(self, kind: str, name: str, through: int, limit: int | None = None) -> int:
@@ -138,470 +154,40 @@ class Store(Protocol):
         """The gateway has ended: nobody pays any more for what it alone had."""
 
 
-class _Slot:
-    __slots__ = ("alarm", "cost", "entry", "owner", "size")
+class Payment(NamedTuple):
+    """What a value takes, in bytes, who pays for it, and for how many seconds it stays (None: for good)."""
 
-    def __init__(self, entry: Entry, size: int) -> None:
-        self.entry = entry
-        self.size = size
-        self.owner: Account | None = None
-        self.cost = 0  # what the owner pays
-        self.alarm: Alarm | None = None
+    size: int = 0
+    owner: Account | None = None
+    ttl: float | None = None
 
 
-class _Log:
-    __slots__ = ("bytes", "cost", "dropped", "items", "owner")
+async def update(
+    store: Store,
+    kind: str,
+    name: str,
+    change: Callable[[bytes | None], tuple[bytes | None, Payment]],
+) -> Entry | None:
+    """Changes a value, whoever else does so meanwhile: the new entry, None where there is none then.
 
-    def __init__(self, owner: Account | None, cost: int) -> None:
-        self.items: deque[tuple[int, Any, int, Account | None]] = deque()
-        self.bytes = 0
-        self.dropped = 0
-        self.owner = owner  # who pays for the name
-        self.cost = cost
-
-
-class _Sorted:
-    """Texts in order, in chunks: adding and removing move few of them."""
-
-    CHUNK = 1024
-
-    __slots__ = ("_chunks", "_lasts")
-
-    def __init__(self) -> None:
-        self._chunks: list[list[str]] = []
-        self._lasts: list[str] = []
-
-    def add(self, text: str) -> None:
-        if not self._chunks:
-            self._chunks.append([text])
-            self._lasts.append(text)
-            return
-        place = min(bisect_left(self._lasts, text), len(self._chunks) - 1)
-        chunk = self._chunks[place]
-        insort(chunk, text)
-        self._lasts[place] = chunk[-1]
-        if len(chunk) > 2 * self.CHUNK:
-            self._chunks.insert(place + 1, chunk[self.CHUNK :])
-            del chunk[self.CHUNK :]
-            self._lasts[place] = chunk[-1]
-            self._lasts.insert(place + 1, self._chunks[place + 1][-1])
-
-    def remove(self, text: str) -> None:
-        place = bisect_left(self._lasts, text)
-        chunk = self._chunks[place]
-        del chunk[bisect_left(chunk, text)]
-        if chunk:
-            self._lasts[place] = chunk[-1]
-        else:
-            del self._chunks[place], self._lasts[place]
-
-    def after(self, text: str, *, itself: bool) -> Iterator[str]:
-        """Those beyond a text, in order; with it, if `itself`."""
-        place = bisect_left(self._lasts, text)
-        if place == len(self._chunks):
-            return
-        chunk = self._chunks[place]
-        yield from chunk[(bisect_left if itself else bisect_right)(chunk, text) :]
-        for chunk in self._chunks[place + 1 :]:
-            yield from chunk
-
-
-class _Share:
-    """What one owner has of a kind, in order of use."""
-
-    __slots__ = ("bytes", "names")
-
-    def __init__(self) -> None:
-        self.names: OrderedDict[str, None] = OrderedDict()
-        self.bytes = 0
-
-
-class _Names:
-    """One kind: its names, in order, and by owner."""
-
-    __slots__ = ("bytes", "bytes_bound", "order", "shares", "slots")
-
-    def __init__(self, bytes_bound: int | None) -> None:
-        self.slots: dict[str, _Slot] = {}
-        self.bytes = 0
-        self.bytes_bound = bytes_bound
-        self.order = _Sorted()
-        self.shares: dict[Account | None, _Share] = {}
-
-    @property
-    def evicts(self) -> bool:
-        """Do names leave at a bound? Else it refuses."""
-        return self.bytes_bound is not None
-
-    def enter(self, name: str, slot: _Slot) -> None:
-        share = self.shares.get(slot.owner)
-        if share is None:
-            share = self.shares[slot.owner] = _Share()
-        share.names[name] = None
-        share.bytes += slot.size
-        self.bytes += slot.size
-
-    def leave(self, name: str, slot: _Slot) -> None:
-        share = self.shares[slot.owner]
-        del share.names[name]
-        share.bytes -= slot.size
-        self.bytes -= slot.size
-        if not share.names:
-            del self.shares[slot.owner]
-
-    def used(self, name: str, slot: _Slot) -> None:
-        self.shares[slot.owner].names.move_to_end(name)
-
-
-class _Watch:
-    __slots__ = ("callback", "kind", "pattern", "store")
-
-    def __init__(self, store: MemoryStore, kind: str, pattern: str, callback: Callable[[Change], None]) -> None:
-        self.store = store
-        self.kind = kind
-        self.pattern = pattern
-        self.callback = callback
-
-    def close(self) -> None:
-        self.store._watches[self.kind].remove(self.pattern, self)
-
-
-class MemoryStore:
-    """A `Store` in this process.
-
-    `max_names`: of a kind (default 100,000); who has more than half of them cannot
-    have the last eighth. `max_bytes`: kind -> bytes, beyond which the least
-    recently used names of who has most of that kind leave; other kinds have no
-    bound in bytes but their owners'. `log_items`, `log_bytes`: kind -> of one log,
-    beyond which the oldest leave (a kind without one is the caller's to bound).
-    Versions begin at the clock's microseconds, so that they grow over restarts.
+    `change`: from the present value (None: there is none) to the new one (None:
+    the name is deleted) and what that costs; the very object that it was given
+    means that all stays as it is. It may raise, is called again when another came
+    first, and must have no effect of its own. Raises `StoreFull`.
     """
-
-    def __init__(
-        self,
-        alarms: Alarms,
-        *,
-        max_names: int = 100_000,
-        max_bytes: dict[str, int] | None = None,
-        log_items: dict[str, int] | None = None,
-        log_bytes: dict[str, int] | None = None,
-    ) -> None:
-        self._alarms = alarms
-        self._max_names = max_names
-        self._max_bytes = max_bytes or {}
-        self._log_items = log_items or {}
-        self._log_bytes = log_bytes or {}
-        self._kinds: dict[str, _Names] = {}
-        self._logs: dict[str, OrderedDict[str, _Log]] = {}
-        self._log_names: dict[str, dict[Account | None, int]] = {}  # kind -> owner -> names of logs
-        self._watches: dict[str, Patterns[_Watch]] = {}
-        self._revision = time.time_ns() // 1000
-
-    def revision(self) -> int:
-        return self._revision
-
-    def names(self, kind: str) -> int:
-        """How many names of a kind there are."""
-        names = self._kinds.get(kind)
-        return len(names.slots) if names is not None else 0
-
-    def bytes(self, kind: str) -> int:
-        """How many bytes the values of a kind take."""
-        names = self._kinds.get(kind)
-        return names.bytes if names is not None else 0
-
-    def close(self) -> None:
-        for names in self._kinds.values():
-            for slot in names.slots.values():
-                if slot.alarm is not None:
-                    slot.alarm.cancel()
-                if slot.owner is not None:
-                    slot.owner.release(slot.cost)
-        self._kinds.clear()
-        for kind, logs in self._logs.items():
-            for name in list(logs):
-                self._drop_log(kind, logs, name)
-
-    # -- names
-
-    async def get(self, kind: str, name: str) -> Entry | None:
-        names = self._kinds.get(kind)
-        slot = names.slots.get(name) if names is not None else None
-        if names is None or slot is None:
-            return None
-        if names.bytes_bound is not None:
-            names.used(name, slot)
-        return slot.entry
-
-    async def put(
-        self,
-        kind: str,
-        name: str,
-        value: Any,
-        *,
-        version: int | None = None,
-        ttl: float | None = None,
-        size: int = 0,
-        owner: Account | None = None,
-        must: bool = False,
-    ) -> Entry:
-        names = self._kinds.get(kind)
-        if names is None:
-            names = self._kinds[kind] = _Names(self._max_bytes.get(kind))
-        slot = names.slots.get(name)
-        if version is not None and version != (slot.entry.version if slot is not None else 0):
-            raise VersionMismatch(slot.entry if slot is not None else None)
-        if owner is SAME:
-            owner, must = slot.owner if slot is not None else None, True
-        if slot is None:
-            self._make_room_for_name(kind, names, owner)
-        cost = 0 if owner is None else NAME_BYTES + 2 * len(name) + size
-        self._charge(kind, names, name, slot, owner, cost, must)
-        # from here on nothing is refused
-        self._revision += 1
-        entry = Entry(value, self._revision)
-        if slot is None:
-            slot = names.slots[name] = _Slot(entry, size)
-            names.order.add(name)
-        else:
-            names.leave(name, slot)
-            if slot.owner is not None and slot.owner is not owner:
-                slot.owner.release(slot.cost)
-            slot.entry = entry
-            slot.size = size
-            if slot.alarm is not None:
-                slot.alarm.cancel()
-                slot.alarm = None
-        slot.owner = owner
-        slot.cost = cost
-        names.enter(name, slot)
-        if ttl is not None:
-            # not a closure: a hundred thousand names may have one each
-            slot.alarm = self._alarms.at(self._alarms.now() + ttl, partial(self._take, kind, names, name))
-        while names.bytes_bound is not None and names.bytes > names.bytes_bound and len(names.slots) > 1:
-            self._evict(kind, names, name)
-        self._publish(kind, Change(name, entry, entry.version))
-        return entry
-
-    def _make_room_for_name(self, kind: str, names: _Names, owner: Account | None) -> None:
-        most = self._max_names
-        share = names.shares.get(owner)
-        if share is not None and owner is not None and 2 * len(share.names) > len(names.slots):
-            most -= self._max_names >> 3
-        if len(names.slots) >= most:
-            if not names.evicts:
-                raise StoreFull(f"{len(names.slots):,} names of this kind are in use, the most that may")
-            self._evict(kind, names, None)
-
-    def _charge(
-        self, kind: str, names: _Names, name: str, slot: _Slot | None, owner: Account | None, cost: int, must: bool
-    ) -> None:
-        """The owner pays, or `StoreFull`; of a kind that evicts, his least recently used names leave before that."""
-        if owner is None:
-            return
-        more = cost - (slot.cost if slot is not None and slot.owner is owner else 0)
-        if must or more <= 0:
-            owner.insist(more)
-            return
-        if more > owner.limit:
-            raise StoreFull(owner.refusal(more))
-        while not owner.charge(more):
-            share = names.shares.get(owner) if names.evicts else None
-            oldest = next((one for one in share.names if one != name), None) if share is not None else None
-            if oldest is None:
-                raise StoreFull(owner.refusal(more))
-            self._take(kind, names, oldest)
-
-    async def delete(self, kind: str, name: str, *, version: int | None = None) -> bool:
-        names = self._kinds.get(kind)
-        slot = names.slots.get(name) if names is not None else None
-        if version is not None and version != (slot.entry.version if slot is not None else 0):
-            raise VersionMismatch(slot.entry if slot is not None else None)
-        if names is None or slot is None:
-            return False
-        self._take(kind, names, name)
-        return True
-
-    async def scan(self, kind: str, prefix: str, after: str, limit: int) -> list[tuple[str, Entry]]:
-        names = self._kinds.get(kind)
-        found: list[tuple[str, Entry]] = []
-        if names is None:
-            return found
-        start = max(prefix, after)
-        for name in names.order.after(start, itself=not after or after < prefix):
-            if len(found) >= limit or not name.startswith(prefix):
-                break
-            found.append((name, names.slots[name].entry))
-        return found
-
-    def _evict(self, kind: str, names: _Names, but: str | None) -> None:
-        """Whoever has most loses what he has not used for longest."""
-        share = max(names.shares.values(), key=lambda share: (share.bytes, len(share.names)))
-        name = next((one for one in share.names if one != but), None)
-        if name is None:  # he has one only, and that has just come
-            name = next(one for one in names.slots if one != but)
-        self._take(kind, names, name)
-
-    def _take(self, kind: str, names: _Names, name: str) -> None:
-        slot = names.slots.pop(name)
-        names.order.remove(name)
-        names.leave(name, slot)
-        if slot.owner is not None:
-            slot.owner.release(slot.cost)
-        if slot.alarm is not None:
-            slot.alarm.cancel()
-        self._revision += 1
-        self._publish(kind, Change(name, None, self._revision))
-
-    # -- logs
-
-    async def append(
-        self,
-        kind: str,
-        name: str,
-        items: Sequence[tuple[Any, int]],
-        *,
-        owner: Account | None = None,
-        must: bool = False,
-    ) -> tuple[int, int]:
-        logs = self._logs.setdefault(kind, OrderedDict())
-        log = logs.get(name)
-        bounded = kind in self._log_items
-        size = sum(cost for _, cost in items)
-        name_cost = 0 if owner is None or log is not None else LOG_BYTES + 2 * len(name)
-        if log is None:
-            self._make_room_for_log(kind, logs, owner, bounded)
-        if owner is not None:
-            more = name_cost + size + ITEM_BYTES * len(items)
-            if must:
-                owner.insist(more)
-            elif not owner.charge(more):
-                raise StoreFull(owner.refusal(more))
-        # from here on nothing is refused
-        if log is None:
-            log = logs[name] = _Log(owner, name_cost)
-            counts = self._log_names.setdefault(kind, {})
-            counts[owner] = counts.get(owner, 0) + 1
-        elif bounded:
-            logs.move_to_end(name)
-        first = self._revision + 1
-        self._revision += len(items)
-        log.items.extend(
-            zip(
-                range(first, self._revision + 1),
-                [value for value, _ in items],
-                [cost for _, cost in items],
-                repeat(owner),
-                strict=False,
+    while True:
+        entry = await store.get(kind, name)
+        before = entry.value if entry is not None else None
+        version = entry.version if entry is not None else 0
+        value, payment = change(before)
+        if value is before:
+            return entry
+        try:
+            if value is None:
+                await store.delete(kind, name, version=version)
+                return None
+            return await store.put(
+                kind, name, value, version=version, ttl=payment.ttl, size=payment.size, owner=payment.owner
             )
-        )
-        log.bytes += size
-        if bounded:
-            most, most_bytes = self._log_items[kind], self._log_bytes.get(kind, 1 << 62)
-            while len(log.items) > most or (log.bytes > most_bytes and len(log.items) > 1):
-                self._drop_first(log)
-        self._publish(kind, Change(name, None, self._revision))
-        return first, self._revision
-
-    def _make_room_for_log(self, kind: str, logs: OrderedDict[str, _Log], owner: Account | None, bounded: bool) -> None:
-        most = self._max_names
-        mine = self._log_names.get(kind, {}).get(owner, 0)
-        if owner is not None and 2 * mine > len(logs):
-            most -= self._max_names >> 3
-        if len(logs) < most:
-            return
-        if not bounded:
-            raise StoreFull(f"{len(logs):,} names of this kind are in use, the most that may")
-        self._drop_log(kind, logs, next(iter(logs)))  # the one that was quiet for longest
-
-    async def read(self, kind: str, name: str, after: int, limit: int) -> list[tuple[int, Any]]:
-        log = self._find(kind, name)
-        found: list[tuple[int, Any]] = []
-        if log is None or not log.items or log.items[-1][0] <= after:
-            return found
-        place = 0 if log.items[0][0] > after else _bisect_log(log.items, after)
-        end = min(len(log.items), place + limit)
-        # a deque is quick at its ends only: rotate to the place, not past every item
-        if place < 64:
-            return [(item[0], item[1]) for item in _slice(log.items, place, end)]
-        log.items.rotate(-place)
-        found = [(item[0], item[1]) for item in _slice(log.items, 0, end - place)]
-        log.items.rotate(place)
-        return found
-
-    async def trim(self, kind: str, name: str, through: int, limit: int | None = None) -> int:
-        log = self._find(kind, name)
-        count = 0
-        while log is not None and log.items and log.items[0][0] <= through and count != limit:
-            self._drop_first(log)
-            count += 1
-        if count:
-            if log is not None and not log.items and kind not in self._log_items:
-                self._drop_log(kind, self._logs[kind], name)  # as every log is that nobody has written to
-            self._publish(kind, Change(name, None, self._revision))
-        return count
-
-    async def extent(self, kind: str, name: str) -> tuple[int, int, int]:
-        log = self._find(kind, name)
-        return (len(log.items), log.bytes, log.dropped) if log is not None else (0, 0, 0)
-
-    async def forget(self, kind: str, name: str) -> None:
-        logs = self._logs.get(kind)
-        if logs is not None and name in logs:
-            self._drop_log(kind, logs, name)
-
-    def _find(self, kind: str, name: str) -> _Log | None:
-        logs = self._logs.get(kind)
-        return logs.get(name) if logs is not None else None
-
-    def _drop_first(self, log: _Log) -> None:
-        item, _, size, owner = log.items.popleft()
-        log.bytes -= size
-        log.dropped = item
-        if owner is not None:
-            owner.release(size + ITEM_BYTES)
-
-    def _drop_log(self, kind: str, logs: OrderedDict[str, _Log], name: str) -> None:
-        log = logs.pop(name)
-        counts = self._log_names[kind]
-        counts[log.owner] -= 1
-        if not counts[log.owner]:
-            del counts[log.owner]
-        if log.owner is not None:
-            log.owner.release(log.cost)
-        for _, _, size, owner in log.items:
-            if owner is not None:
-                owner.release(size + ITEM_BYTES)
-
-    # -- watching
-
-    def watch(self, kind: str, pattern: str, callback: Callable[[Change], None]) -> Subscription:
-        watch = _Watch(self, kind, pattern, callback)
-        self._watches.setdefault(kind, Patterns()).add(pattern, watch)
-        return watch
-
-    def _publish(self, kind: str, change: Change) -> None:
-        watches = self._watches.get(kind)
-        if watches:
-            for watch in watches.match(change.name):
-                try:
-                    watch.callback(change)
-                except Exception:
-                    log.exception("one who watches the store failed")
-
-
-def _bisect_log(items: deque[tuple[int, Any, int, Account | None]], after: int) -> int:
-    low, high = 0, len(items)
-    while low < high:
-        middle = (low + high) // 2
-        if items[middle][0] <= after:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-def _slice(
-    items: deque[tuple[int, Any, int, Account | None]], start: int, end: int
-) -> list[tuple[int, Any, int, Account | None]]:
-    return [items[place] for place in range(start, end)]
+        except VersionMismatch:
+            continue
