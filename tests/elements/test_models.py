@@ -12,8 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from packetflow.elements import STANDARD, Bounds, Runtime
 from packetflow.elements.call import Call
-from packetflow.elements.streams import MAX_DELIVERIES
 from packetflow.elements.request import key_of
+from packetflow.elements.streams import MAX_DELIVERIES
 from packetflow.errors import PacketFlowError
 from packetflow.model import Packet
 from packetflow.state import Session

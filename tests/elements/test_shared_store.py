@@ -1,0 +1,159 @@
+"""Two gateways on one store: what they keep there is one, whoever asks which of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from packetflow import Gateway, Reactor
+from packetflow.elements import Bounds, in_memory
+from packetflow.elements.request import key_of
+from packetflow.elements.streams import CONSUMERS, FEW
+from packetflow.state import Alarms
+from tests.elements.conftest import refused
+from tests.helpers import until
+
+ONE_LOOP = "asyncio"
+
+
+class _Shared:
+    """What a gateway has of a store that goes on when that gateway ends."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+async def shared() -> AsyncIterator[_Shared]:
+    alarms = Alarms(asyncio.get_running_loop())
+    store = in_memory(alarms, Bounds())
+    yield _Shared(store)
+    store.close()
+    alarms.close()
+
+
+@pytest.fixture
+async def both(shared: _Shared) -> AsyncIterator[tuple[Reactor, Reactor]]:
+    """A client of each of two gateways."""
+
+    def factory(_: Alarms, __: Bounds) -> Any:
+        return shared
+
+    async with (
+        Gateway("ws://127.0.0.1:0/packetflow/v1", store=factory) as one,
+        Gateway("ws://127.0.0.1:0/packetflow/v1", store=factory) as other,
+        Reactor(one.endpoint, name="one") as first,
+        Reactor(other.endpoint, name="other") as second,
+    ):
+        yield first, second
+
+
+async def test_a_lock_excludes_and_wakes(both: tuple[Reactor, Reactor]) -> None:
+    first, second = both
+    lease = await first.call("rm", "lock", {"key": "k"})
+    assert (await refused(second.call("rm", "lock", {"key": "k"}))).code == "PF409"
+    waiting = asyncio.ensure_future(second.call("rm", "lock", {"key": "k", "wait_ms": 5000}))
+    await second.call("rm", "cache", {"op": "get", "key": "behind the lock"})
+    await first.call("rm", "free", {"lease": lease["lease"]})
+    assert (await waiting)["fence"] > lease["fence"]
+
+
+async def test_a_pool_is_one(both: tuple[Reactor, Reactor]) -> None:
+    taken = await asyncio.gather(
+        *(each.call("rm", "alloc", {"pool": "p", "capacity": 10, "units": 2, "wait_ms": 5000}) for each in both * 2)
+    )
+    assert min(lease["available"] for lease in taken) == 2
+    assert (await refused(both[0].call("rm", "alloc", {"pool": "p", "units": 3}))).code == "PF429"
+
+
+async def test_parties_of_a_barrier_and_voters_of_a_ballot(both: tuple[Reactor, Reactor]) -> None:
+    for generation in range(3):
+        met = await asyncio.gather(
+            *(each.call("co", "sync", {"barrier": "b", "parties": 4, "data": n}) for n, each in enumerate(both * 2))
+        )
+        assert {each["generation"] for each in met} == {generation}
+        assert sorted(each["index"] for each in met) == [0, 1, 2, 3]
+        assert all(sorted(each["data"]) == [0, 1, 2, 3] for each in met)
+    cast = (each.call("co", "vote", {"ballot": "v", "choice": "yes", "voters": 4}) for each in both * 2)
+    assert all(each["decision"] == "yes" for each in await asyncio.gather(*cast))
+
+
+async def test_a_gate_and_the_cache(both: tuple[Reactor, Reactor]) -> None:
+    first, second = both
+    waiting = asyncio.ensure_future(second.call("cf", "gate", {"gate": "g", "action": "wait"}))
+    await first.call("cf", "gate", {"gate": "g", "action": "arrive", "count": 2})
+    await second.call("cf", "gate", {"gate": "g", "action": "arrive", "count": 2})
+    assert (await waiting)["open"]
+    counts = [each.call("rm", "cache", {"op": "incr", "key": "n"}) for each in both * 10]
+    assert sorted(each["value"] for each in await asyncio.gather(*counts)) == list(range(1, 21))
+
+
+async def told(store: Any, pending: int) -> None:
+    """The store has been told that so many items are open."""
+    key = key_of("s", "default")
+    while len(CONSUMERS.decode(key, (await store.get(CONSUMERS.name, key)).value).pending) != pending:
+        await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("count", [3, FEW + 1])
+async def test_another_gateway_goes_on_where_one_has_read(
+    both: tuple[Reactor, Reactor], shared: Any, count: int
+) -> None:
+    first, second = both
+    ids = range(count + 1)
+    await first.call("df", "produce", {"stream": "s", "items": list(ids)})
+    found = (await first.call("df", "consume", {"stream": "s", "max": count}))["items"]
+    assert [item["data"] for item in found] == list(range(count))
+    await told(shared, count)  # of more than a few, a little later
+    await first.call("df", "consume", {"stream": "s", "max": 0, "ack": [item["id"] for item in found[1:]]})
+    await told(shared, 1)
+    (item,) = (await second.call("df", "consume", {"stream": "s"}))["items"]
+    assert (item["data"], item["deliveries"]) == (count, 1)
+    assert (await refused(second.call("df", "consume", {"stream": "s", "wait_ms": 10}))).code == "PF408"
+    await second.call("df", "consume", {"stream": "s", "max": 0, "ack": [found[0]["id"], item["id"]]})
+    assert (await second.call("df", "produce", {"stream": "s", "items": []}))["length"] == 0
+
+
+async def test_what_one_has_not_acknowledged_comes_again_from_the_other(both: tuple[Reactor, Reactor]) -> None:
+    first, second = both
+    await first.call("df", "produce", {"stream": "s", "items": ["x"]})
+    await first.call("df", "consume", {"stream": "s", "redeliver_after_ms": 50})
+    (item,) = (await second.call("df", "consume", {"stream": "s", "wait_ms": 5000}))["items"]
+    assert (item["data"], item["deliveries"]) == ("x", 2)
+
+
+async def test_a_consumer_name_with_too_much_open_waits(both: tuple[Reactor, Reactor], monkeypatch: Any) -> None:
+    monkeypatch.setattr("packetflow.elements.streams.MAX_PENDING", 3)
+    first, _ = both
+    await first.call("df", "produce", {"stream": "s", "items": list(range(5))})
+    found = (await first.call("df", "consume", {"stream": "s"}))["items"]
+    assert len(found) == 3
+    waiting = asyncio.ensure_future(first.call("df", "consume", {"stream": "s"}))
+    await first.call("df", "produce", {"stream": "s", "items": [5]})
+    await first.call("df", "consume", {"stream": "s", "max": 0, "ack": [found[0]["id"]]})
+    assert [item["data"] for item in (await waiting)["items"]] == [3]
+
+
+async def test_a_store_that_holds_something_else(both: tuple[Reactor, Reactor]) -> None:
+    alarms = Alarms(asyncio.get_running_loop())
+    store = in_memory(alarms, Bounds())
+    async with (
+        Gateway("ws://127.0.0.1:0/packetflow/v1", store=lambda *_: store) as gateway,
+        Reactor(gateway.endpoint) as client,
+    ):
+        await store.put("gate", "g", b'{"open":"perhaps"}')
+        error = await refused(client.call("cf", "gate", {"gate": "g", "action": "arrive", "count": 1}))
+        assert error.code == "PF500"
+        assert "gate 'g': the store holds something else" in error.message
+        assert (await store.get("gate", "g")).value == b'{"open":"perhaps"}'  # type: ignore[union-attr]
+    await until(lambda: store.names("gate") == 0)
+    alarms.close()
