@@ -25,6 +25,8 @@ cdef class Sharing:
         bint moved                   # whose turn it was
         bint scheduled               # `_turn` was handed to call_soon
         object ended                 # deque of callables: links whose connections have gone and that have not ended
+        object leavers               # deque of transports whose peers have closed, and that we have yet to close
+        Py_ssize_t leaving           # how many were in this iteration
         int64_t ending               # ns that links took to end in this iteration
         Account latest               # whose link had the last batch
         int64_t switched             # ns; when that was another's before
@@ -42,5 +44,6 @@ cdef class Sharing:
     # -- private
     cdef int _schedule(self) except -1
     cdef int _end_some(self) except -1
+    cdef int _close_some(self) except -1
     cdef int _do_some(self) except -1
     cdef int _do(self, object callback) except -1

@@ -12,6 +12,7 @@ __all__ = ["Sharing"]
 
 cdef enum:
     ENDING = 2000000             # ns of an iteration that links may take to end: one at least
+    LEAVERS = 64                 # connections that are closed in an iteration because their peers have: 20 us each
     PUT_OFF = 1000000            # ns of what was put off, after which no more of it is begun in an iteration
 
 
@@ -22,6 +23,7 @@ cdef class Sharing:
     def __init__(self, loop):
         self.loop = loop
         self.ended = collections.deque()
+        self.leavers = collections.deque()
         self.work = collections.deque()
         self.moves = collections.deque()
         self.readers = collections.deque()
@@ -76,6 +78,22 @@ cdef class Sharing:
         self._end_some()
         return True
 
+    def leaves(self, transport not None):
+        """The peer of a connection has closed it. False: close it now; True: it will be, in its turn."""
+        self.leaving += 1
+        self._schedule()
+        if self.leaving <= LEAVERS and not self.leavers:
+            return False
+        self.leavers.append(transport)
+        return True
+
+    cdef int _close_some(self) except -1:
+        self.leaving = 0
+        while self.leavers and self.leaving < LEAVERS:
+            self.leaving += 1
+            self._do(self.leavers.popleft().close)
+        return 0
+
     cdef int _end_some(self) except -1:
         cdef int64_t began = pf_monotonic_ns(), now = began
         while self.ended and self.ending + now - began < ENDING:
@@ -90,10 +108,11 @@ cdef class Sharing:
         self.ending = 0
         try:
             self._do_some()
+            self._close_some()
             if self.ended:
                 self._end_some()
         finally:
-            if self.ended or self.work or self.moves or self.readers:
+            if self.ended or self.leavers or self.work or self.moves or self.readers:
                 self._schedule()
 
     cdef int _do_some(self) except -1:

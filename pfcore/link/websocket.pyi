@@ -88,7 +88,7 @@ class Gate:
         *,
         may_begin: Callable[[int], bool],
         on_cut: Callable[[], object],
-        loop: asyncio.AbstractEventLoop,
+        sharing: Sharing,
         timeout: float,
         max_frame: int,
         logger: Any,

@@ -755,6 +755,12 @@ class _ServerProtocol(WSProtocol):
         if link is not None:
             link.received(count)
 
+    def eof_received(self):
+        # thousands may go in one iteration of the loop, and closing a socket takes the system its time; TLS cannot wait
+        if self.gate is None or self.context is not None:
+            return False
+        return self.gate.sharing.leaves(self.transport.underlying_transport)
+
     def connection_lost(self, error):
         gate, self.gate = self.gate, None
         if gate is None:
@@ -768,11 +774,9 @@ class _ServerProtocol(WSProtocol):
 class _Watch:
     """Handles what asyncio's transports report of connections that a gate accepted.
 
-    A connection that breaks is no fault of this process, and anyone can break as many
-    as he likes: its gate learns of it, and asyncio's log does not, with a traceback.
-    (One that is closed within the handshake of TLS is reported with the class
-    ConnectionResetError for an exception, which asyncio's own handler cannot even
-    print.) What is reported of anything else goes where it went before.
+    A connection that breaks is no fault of this process, and anyone can break many: its gate learns of it, and
+    asyncio's log does not. (One that is closed within the handshake of TLS is reported with a class for an
+    exception.) What is reported of anything else goes where it went before.
     """
 
     def __init__(self, before):
@@ -800,17 +804,15 @@ class _Watch:
 class Gate:
     """Accepts connections for a gateway.
 
-    `admit`: called with ``(request, address, certificate)`` once the handshake
-    has been read, returns what `accept` or `answer` made. `arrived`:
-    called with the address of a new connection; False turns it away before
-    anything is read. `departed`: called with it when the connection has gone.
-    `timeout`: seconds from the connection to the end of its handshake.
-    `may_begin`: called with how many handshakes of TLS are under way; False turns
-    one more away. `on_cut`: called when one of them did not come to its end.
+    `admit`: called with ``(request, address, certificate)`` once the handshake has been read, returns what `accept`
+    or `answer` made. `arrived`: called with the address of a new connection; False turns it away before anything is
+    read. `departed`: called with it when the connection has gone. `timeout`: seconds from the connection to the end
+    of its handshake. `sharing`: that of its links. `may_begin`: called with how many handshakes of TLS are under
+    way; False turns one more away. `on_cut`: called when one of them did not come to its end.
     """
 
-    def __init__(self, admit, arrived, departed, *, may_begin, on_cut, loop, double timeout, Py_ssize_t max_frame,
-                 logger):
+    def __init__(self, admit, arrived, departed, *, may_begin, on_cut, Sharing sharing not None, double timeout,
+                 Py_ssize_t max_frame, logger):
         self.admit = admit
         self.arrived = arrived
         self.departed = departed
@@ -818,7 +820,8 @@ class Gate:
         self.on_cut = on_cut
         self.context = None  # ssl.SSLContext of the handshakes to come: whoever listens sets it
         self.shaking = set()  # weak references to protocols whose handshake of TLS is under way
-        self.loop = loop
+        self.sharing = sharing
+        self.loop = sharing.loop
         self.timeout = timeout
         self.max_frame = max_frame
         self.logger = logger
@@ -869,10 +872,7 @@ class Gate:
 
 
 cdef class MessageLink(Link):
-    """A link that hands over whole messages instead of packets, for tests of the WebSocket rules.
-
-    `on_message`: called with ``(link, payload, text)``, payload as bytes.
-    """
+    """A link that hands whole messages to `on_message`, as ``(link, bytes, text)``: for tests of the WebSocket rules."""
 
     cdef object on_message
 

@@ -295,13 +295,14 @@ class Gateway(HandlerRegistry, Toolbox):
 
     async def _listen(self) -> None:
         assert self._loop is not None
+        assert self._sharing is not None
         gate = Gate(
             self._admit,
             self._arrived,
             self._departed,
             may_begin=self._may_begin,
             on_cut=self._cut,
-            loop=self._loop,
+            sharing=self._sharing,
             timeout=self._handshake_timeout,
             max_frame=4 * self._settings["max_frame"],
             logger=logging.LoggerAdapter(log, {}),
