@@ -19,6 +19,7 @@
 # OFFLINE accepts submits, too: they wait, within the bound and their deadline,
 # for the connection. What was sent when the connection goes fails with PF502.
 
+from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t
 
 from pfcore.link.pending cimport PendingTable
@@ -42,6 +43,29 @@ cdef enum EngineState:
     OPEN = 1
     CLOSED = 2
 
+# A packet on its way from the frame to its answer: on the stack of whoever takes it, and handed down to who answers.
+# Borrowed: the id, from the frame or from the table of what is kept.
+cdef struct Incoming:
+    int64_t seq
+    const unsigned char* packet_id
+    Py_ssize_t n                 # bytes of the id
+    PyObject* job                # the one that was kept and is answered now; NULL: it was never kept
+    bint noted                   # the acceptor wants to be shown the answer
+    bint ran                     # a handler has begun, whatever the answer's code says
+
+cdef inline Incoming incoming_as(int64_t seq, const unsigned char* packet_id, Py_ssize_t n) noexcept:
+    cdef Incoming incoming
+    incoming.seq = seq
+    incoming.packet_id = packet_id
+    incoming.n = n
+    incoming.job = NULL
+    incoming.noted = False
+    incoming.ran = False
+    return incoming
+
+cdef inline Incoming incoming_of(FrameReader reader) noexcept:
+    return incoming_as(reader.seq, reader.id.p, reader.id.n)
+
 # What an engine gives incoming packets to.
 cdef class Acceptor:
     # Messages that arrived together begin; and they have ended: before any other task runs.
@@ -61,8 +85,8 @@ cdef class Acceptor:
     cdef bint refuse(self, Engine engine, FrameReader reader, object code, object message, object details) except -1
     # The submitter takes a packet back that is not kept here.
     cdef int cancel(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n) except -1
-    # A packet was answered here, and this is the result's payload. Only where `engine.records`.
-    cdef int answered(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n, object code,
+    # A packet that is `noted` was answered here, and this is the result's payload.
+    cdef int answered(self, Engine engine, Incoming* incoming, object code,
                       const unsigned char* payload, Py_ssize_t length) except -1
     # The peer takes more again.
     cdef int resumed(self, Engine engine, int64_t now) except -1
@@ -99,10 +123,7 @@ cdef class Engine(Canceller):
         Account account              # who pays for what this peer causes; None: nobody counts (a reactor's side)
         int64_t cap                  # submits that it may have at once, whatever it announces; 0: as it announces
         int64_t routed               # submits handed on to this peer and not yet answered: they share its window
-        bint records                 # the acceptor wants to know how its packets are answered
-        bint noting                  # the answer being written is one of them
-        bint ran                     # ... of a handler that had begun, whatever its code says
-        object finishing             # ... the job that it answers, None for a packet that was never kept
+        bint records                 # the acceptor wants to be shown the answers to packets that are kept
         list ready                   # replies that ended and have someone waiting
         Py_ssize_t ready_at          # the first of them that was not yet resumed
         # -- state
@@ -159,20 +180,20 @@ cdef class Engine(Canceller):
     cdef int64_t wake_at(self) except? -2
 
     # Answers to the packet that `receive` is just handing over, or to a kept one. What `data` is made of may
-    # run the user's code, which comes first: `packet_id` may be borrowed from the frame or from the table.
-    cdef int respond(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
-                     object data, int64_t duration_ms) except -1
-    cdef int respond_error(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
-                           object code, object message, object details, int64_t duration_ms) except -1
+    # run the user's code, which comes first: the id may be borrowed from the frame or from the table.
+    cdef int respond(self, Incoming* incoming, object data, int64_t duration_ms) except -1
+    cdef int respond_error(self, Incoming* incoming, object code, object message, object details,
+                           int64_t duration_ms) except -1
     # As `respond`, for what `encode_value` gave.
-    cdef int respond_value(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
-                           object value, int64_t duration_ms) except -1
+    cdef int respond_value(self, Incoming* incoming, object value, int64_t duration_ms) except -1
+    # Refuses the packet in `reader`, of which nobody is told.
+    cdef int refuse(self, FrameReader reader, object code, object message, object details) except -1
     # Keeps a packet for later: returns the number to answer it under, or 0 if an equal id is kept already.
     cdef int64_t keep(self, object job, const unsigned char* packet_id, Py_ssize_t n, int64_t deadline) except? -1
-    # Answers a kept packet, once; False if it is no longer kept.
+    # Answers a kept packet, once; False if it is no longer kept. `ran`: a handler had begun.
     cdef bint finish(self, int64_t number, int64_t seq, object data, int64_t duration_ms) except -1
     cdef bint finish_error(self, int64_t number, int64_t seq, object code, object message, object details,
-                           int64_t duration_ms) except -1
+                           int64_t duration_ms, bint ran) except -1
 
     # Takes a submit back that was sent under this seq; only where `peer_cancels`.
     cdef int withdraw(self, int64_t seq, bytes packet_id) except -1
@@ -183,10 +204,11 @@ cdef class Engine(Canceller):
     cdef bint _room(self) noexcept
     cdef int _unqueue(self, Reply reply) except -1
     cdef bint _again(self, Reply reply, object code, object details) except -1
-    cdef OutputBuffer _answers(self)
-    cdef int _note_answer(self, OutputBuffer out, Py_ssize_t size, Py_ssize_t head, const unsigned char* packet_id,
-                          Py_ssize_t n, object code) except -1
-    cdef bint _finish(self, int64_t number, int64_t seq, object value, tuple error, int64_t duration_ms) except -1
+    cdef OutputBuffer _answers(self, bint noted)
+    cdef int _note_answer(self, OutputBuffer out, Py_ssize_t size, Py_ssize_t head, Incoming* incoming,
+                          object code) except -1
+    cdef bint _finish(self, int64_t number, int64_t seq, object value, tuple error, int64_t duration_ms,
+                      bint ran) except -1
     cdef int _fail_frame(self, int64_t now) except -1
     cdef int _on_result(self) except -1
     cdef int _on_error(self) except -1

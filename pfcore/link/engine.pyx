@@ -4,6 +4,7 @@ import msgspec
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcmp
 
@@ -89,7 +90,7 @@ cdef class Acceptor:
     cdef int cancel(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n) except -1:
         return 0
 
-    cdef int answered(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n, object code,
+    cdef int answered(self, Engine engine, Incoming* incoming, object code,
                       const unsigned char* payload, Py_ssize_t length) except -1:
         return 0
 
@@ -468,7 +469,7 @@ cdef class Engine(Canceller):
             return self._on_result()
         if reader.type == MessageType.SUBMIT:
             if self.acceptor is None:
-                return self.respond_error(reader.seq, reader.id.p, reader.id.n, "PF001", "no handlers here", None, 0)
+                return self.refuse(reader, "PF001", "no handlers here", None)
             return self.acceptor.accept(self, reader, now)
         if reader.type == MessageType.ERROR:
             return self._on_error()
@@ -482,7 +483,7 @@ cdef class Engine(Canceller):
         error = reader.error()
         self.refused += 1
         if reader.type == MessageType.SUBMIT and reader.id.n > 0 and reader.seq > 0:
-            return self.respond_error(reader.seq, reader.id.p, reader.id.n, error.code, error.message, None, 0)
+            return self.refuse(reader, error.code, error.message, None)
         if reader.type == MessageType.RESULT:
             slot = self.pending.find_seq(reader.seq)
             if slot < 0 and reader.id.n > 0:
@@ -630,34 +631,32 @@ cdef class Engine(Canceller):
 
     # -- answering
 
-    cdef int respond(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
-                     object data, int64_t duration_ms) except -1:
+    cdef int respond(self, Incoming* incoming, object data, int64_t duration_ms) except -1:
         cdef object value
         try:
             # first: it may run the user's code
             value = encode_value(data, self.max_depth - 2, "result")
         except InvalidPacket as error:
-            return self.respond_error(seq, packet_id, n, "PF500", error.message, None, duration_ms)
+            return self.respond_error(incoming, "PF500", error.message, None, duration_ms)
         except BaseException:
-            self.respond_error(seq, packet_id, n, "PF500", "interrupted", None, duration_ms)
+            self.respond_error(incoming, "PF500", "interrupted", None, duration_ms)
             raise
-        return self.respond_value(seq, packet_id, n, value, duration_ms)
+        return self.respond_value(incoming, value, duration_ms)
 
-    cdef int respond_value(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
-                           object value, int64_t duration_ms) except -1:
-        cdef OutputBuffer out = self._answers()
+    cdef int respond_value(self, Incoming* incoming, object value, int64_t duration_ms) except -1:
+        cdef OutputBuffer out = self._answers(incoming.noted)
         cdef Py_ssize_t size, head
         if out is None:
             return 0
         try:
             out.begin_message()
-            head = put_result(out, seq, packet_id, n, value, duration_ms)
+            head = put_result(out, incoming.seq, incoming.packet_id, incoming.n, value, duration_ms)
             size = out.message_size()
             if size <= self.max_frame:
                 out.end_message(OP_TEXT)
                 self.handled += 1
-                if self.noting:
-                    self._note_answer(out, size, head, packet_id, n, None)
+                if incoming.noted:
+                    self._note_answer(out, size, head, incoming, None)
                 if not self.in_batch:
                     self.note_output()
                 return 0
@@ -665,18 +664,17 @@ cdef class Engine(Canceller):
         except BufferError as error:
             if out is self.out and out.size + self.max_frame > out.limit:
                 self._overflow(error)
-                return self.respond_value(seq, packet_id, n, value, duration_ms)
+                return self.respond_value(incoming, value, duration_ms)
             out.cancel_message()
             size = self.max_frame + 1
         # it ran: PF413 alone would say that it may be sent again
         return self.respond_error(
-            seq, packet_id, n, "PF500",
-            f"the result makes a frame of {size} bytes or more, the most is {self.max_frame}",
+            incoming, "PF500", f"the result makes a frame of {size} bytes or more, the most is {self.max_frame}",
             {"code": "PF413"}, duration_ms)
 
-    cdef int respond_error(self, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
-                           object code, object message, object details, int64_t duration_ms) except -1:
-        cdef OutputBuffer out = self._answers()
+    cdef int respond_error(self, Incoming* incoming, object code, object message, object details,
+                           int64_t duration_ms) except -1:
+        cdef OutputBuffer out = self._answers(incoming.noted)
         cdef bytes error
         cdef Py_ssize_t size, head
         if out is None:
@@ -684,26 +682,30 @@ cdef class Engine(Canceller):
         error = encode_error(code, message, details, self.max_depth - 2)
         try:
             out.begin_message()
-            head = put_failure(out, seq, packet_id, n, error, duration_ms)
+            head = put_failure(out, incoming.seq, incoming.packet_id, incoming.n, error, duration_ms)
             if out.message_size() > self.max_frame:
                 # frames may be as small as 1 KiB, and ids 128 bytes of escapes
                 out.cancel_message()
                 error = encode_error(code, "the packet failed; the message is too long for a frame", None, 8)
                 out.begin_message()
-                head = put_failure(out, seq, packet_id, n, error, duration_ms)
+                head = put_failure(out, incoming.seq, incoming.packet_id, incoming.n, error, duration_ms)
             size = out.message_size()
             out.end_message(OP_TEXT)
         except BufferError as overflow:
             if out is not self.out:
                 raise
             self._overflow(overflow)
-            return self.respond_error(seq, packet_id, n, code, message, details, duration_ms)
+            return self.respond_error(incoming, code, message, details, duration_ms)
         self.handled += 1
-        if self.noting:
-            self._note_answer(out, size, head, packet_id, n, code)
+        if incoming.noted:
+            self._note_answer(out, size, head, incoming, code)
         return self.note_output()
 
-    cdef OutputBuffer _answers(self):
+    cdef int refuse(self, FrameReader reader, object code, object message, object details) except -1:
+        cdef Incoming incoming = incoming_of(reader)
+        return self.respond_error(&incoming, code, message, details, 0)
+
+    cdef OutputBuffer _answers(self, bint noted):
         """Where an answer is written; None where nobody is interested.
 
         A connection that is about to end takes nothing more, but the packet has
@@ -713,14 +715,13 @@ cdef class Engine(Canceller):
             return None
         if self.fatal == 0:
             return self.out
-        return OutputBuffer(limit=self.max_frame + 262144) if self.noting else None
+        return OutputBuffer(limit=self.max_frame + 262144) if noted else None
 
-    cdef int _note_answer(self, OutputBuffer out, Py_ssize_t size, Py_ssize_t head, const unsigned char* packet_id,
-                          Py_ssize_t n, object code) except -1:
+    cdef int _note_answer(self, OutputBuffer out, Py_ssize_t size, Py_ssize_t head, Incoming* incoming,
+                          object code) except -1:
         """Shows the acceptor the payload of the result that was just written: `size` bytes, after `head` others."""
         # a gateway's side is not masked: the frame stands there as it was written
-        return self.acceptor.answered(
-            self, packet_id, n, code, out.data + out.size - size + head, size - head - 1)
+        return self.acceptor.answered(self, incoming, code, out.data + out.size - size + head, size - head - 1)
 
     cdef int64_t keep(self, object job, const unsigned char* packet_id, Py_ssize_t n, int64_t deadline) except? -1:
         cdef int32_t slot
@@ -739,38 +740,36 @@ cdef class Engine(Canceller):
         try:
             value = encode_value(data, self.max_depth - 2, "result")
         except InvalidPacket as error:
-            return self.finish_error(number, seq, "PF500", error.message, None, duration_ms)
+            return self.finish_error(number, seq, "PF500", error.message, None, duration_ms, True)
         except BaseException:
-            self.finish_error(number, seq, "PF500", "interrupted", None, duration_ms)
+            self.finish_error(number, seq, "PF500", "interrupted", None, duration_ms, True)
             raise
-        return self._finish(number, seq, value, None, duration_ms)
+        return self._finish(number, seq, value, None, duration_ms, True)
 
     cdef bint finish_error(self, int64_t number, int64_t seq, object code, object message, object details,
-                           int64_t duration_ms) except -1:
-        return self._finish(number, seq, None, (code, message, details), duration_ms)
+                           int64_t duration_ms, bint ran) except -1:
+        return self._finish(number, seq, None, (code, message, details), duration_ms, ran)
 
-    cdef bint _finish(self, int64_t number, int64_t seq, object value, tuple error, int64_t duration_ms) except -1:
+    cdef bint _finish(self, int64_t number, int64_t seq, object value, tuple error, int64_t duration_ms,
+                      bint ran) except -1:
         # looked up only now: encoding may have run the user's code, and that may have ended it
         cdef int32_t slot = self.inbound.find_seq(number)
         cdef bytes packet_id
         cdef object job
+        cdef Incoming incoming
         if slot < 0:
             return False
         packet_id = PyBytes_FromStringAndSize(<const char*>self.inbound.id_of(slot),
                                               self.inbound.entries[slot].id_length)
         job = self.inbound.take_slot(slot)  # let go of when this returns: dropping it may run anything
-        self.noting = self.records
-        self.finishing = job
-        try:
-            if error is None:
-                self.respond_value(seq, <const unsigned char*>PyBytes_AS_STRING(packet_id),
-                                   PyBytes_GET_SIZE(packet_id), value, duration_ms)
-            else:
-                self.respond_error(seq, <const unsigned char*>PyBytes_AS_STRING(packet_id),
-                                   PyBytes_GET_SIZE(packet_id), error[0], error[1], error[2], duration_ms)
-        finally:
-            self.noting = False
-            self.finishing = None
+        incoming = incoming_as(seq, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id))
+        incoming.job = <PyObject*>job
+        incoming.noted = self.records
+        incoming.ran = ran
+        if error is None:
+            self.respond_value(&incoming, value, duration_ms)
+        else:
+            self.respond_error(&incoming, error[0], error[1], error[2], duration_ms)
         return True
 
     cdef int withdraw(self, int64_t seq, bytes packet_id) except -1:
@@ -859,18 +858,10 @@ cdef class Engine(Canceller):
     cdef int _expire_inbound(self, int32_t slot) except -1:
         """Answers PF408 before the handler is told: its own answer would come too late."""
         cdef object job = <object>self.inbound.entries[slot].waiter
-        cdef bytes packet_id = PyBytes_FromStringAndSize(
-            <const char*>self.inbound.id_of(slot), self.inbound.entries[slot].id_length)
-        self.inbound.take_slot(slot)
-        self.noting = self.records
-        self.finishing = job
         try:
-            self.respond_error(
-                job.seq, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id),
-                "PF408", "the deadline passed before the handler finished", None, 0)
+            self._finish(self.inbound.entries[slot].seq, job.seq, None,
+                         ("PF408", "the deadline passed before the handler finished", None), 0, False)
         finally:
-            self.noting = False
-            self.finishing = None
             self.acceptor.drop(self, job, DropReason.EXPIRED)
         return 0
 

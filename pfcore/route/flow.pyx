@@ -4,7 +4,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
-from pfcore.link.engine cimport GOOD_WRITE, LEAST_WRITE, WRITE_PER_SUBMIT, Engine, EngineState
+from pfcore.link.engine cimport GOOD_WRITE, LEAST_WRITE, WRITE_PER_SUBMIT, Engine, EngineState, Incoming, incoming_as
 from pfcore.link.pending cimport PendingTable
 from pfcore.memory.budget cimport Account, shared_room
 from pfcore.memory.buffers cimport OP_TEXT, OutputBuffer
@@ -177,7 +177,7 @@ cdef class Flow(Way):
         self.failures.note_refused(<Member>engine.member, reader, code, message)
         if self.failures.told and not self.in_batch:
             self.arm_at(self.now)
-        return engine.respond_error(reader.seq, reader.id.p, reader.id.n, code, message, details, 0)
+        return engine.refuse(reader, code, message, details)
 
     cdef int accept(self, Engine engine, FrameReader reader, int64_t now) except -1:
         cdef Member member = <Member>engine.member
@@ -193,7 +193,7 @@ cdef class Flow(Way):
         cdef Account account
         self.now = now
         if member is None:
-            return engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF503", "this link is closing", None, 0)
+            return engine.refuse(reader, "PF503", "this link is closing", None)
         if member.asked == Asked.NOT_YET and not member.listed and member.number > 0:
             self.newcomers.ask(self, member)
         principal = member.principal
@@ -287,9 +287,10 @@ cdef class Flow(Way):
 
     cdef int _write_refusal(self, Member member, int64_t seq, Flight flight) except -1:
         cdef bytes packet_id = self.flights.id_of(flight)
+        cdef Incoming incoming = incoming_as(
+            seq, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id))
         member.engine.respond_error(
-            seq, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id), "PF409",
-            f"this packet was sent {MAX_ATTACHED} times while it ran", None, 0)
+            &incoming, "PF409", f"this packet was sent {MAX_ATTACHED} times while it ran", None, 0)
 
     # ---------------------------------------------------------------- a flight's way
 
@@ -708,9 +709,9 @@ cdef class Flow(Way):
 
     # ---------------------------------------------------------------- handled here
 
-    cdef int answered(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n, object code,
+    cdef int answered(self, Engine engine, Incoming* incoming, object code,
                       const unsigned char* payload, Py_ssize_t length) except -1:
-        return self.local.answered(self, engine, packet_id, n, code, payload, length)
+        return self.local.answered(self, engine, incoming, code, payload, length)
 
     cdef int drop(self, Engine engine, object job, int why) except -1:
         return self.local.drop(self, engine, job, why)

@@ -1,15 +1,16 @@
 # Packets that the gateway handles itself: between the switch and its dispatcher.
 #
 # Most handlers answer before `accept` returns: such a packet never has a flight,
-# and what its answer needs is an Incoming on the stack. A packet that goes on,
+# and what its answer needs is an Arrival on the stack. A packet that goes on,
 # or had to wait before, is a flight of state LOCAL; the engine that it came by
 # keeps the dispatcher's job, and sees to its deadline.
 
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from pfcore.link.engine cimport Engine
+from pfcore.link.engine cimport Engine, Incoming
 from pfcore.route.failures cimport Failures
-from pfcore.route.flights cimport Flight, Member, Route
+from pfcore.route.flights cimport Flight, Member, Principal, Route
 from pfcore.route.held cimport Held
 from pfcore.route.outcomes cimport Outcomes
 from pfcore.route.table cimport FlightTable
@@ -18,9 +19,11 @@ from pfcore.wire.reader cimport FrameReader
 from pfcore.work.dispatch cimport Dispatcher
 from pfcore.work.worker cimport Job
 
-# A packet that is with the dispatcher just now, and has no flight.
-cdef struct Incoming:
-    const unsigned char* packet_id
+# A packet that is with the dispatcher just now. What the dispatcher and the engine hand on is its first member.
+cdef struct Arrival:
+    Incoming incoming
+    PyObject* flight             # that of one that had to wait; NULL: it has none
+    PyObject* route
     uint64_t fingerprint
     int64_t accepted             # ns
     uint32_t tag                 # of principal and id, in the ledger
@@ -34,10 +37,6 @@ cdef class Local:
         Failures failures
         Outcomes outcomes
         Engine inner             # the gateway's own side: answers nobody else wants go there; None
-        Incoming* incoming       # NULL: nothing is with the dispatcher; set and unset by `run`
-        Engine accepting         # the engine that it came by
-        Route route              # and what it is for
-        Flight running           # the one that had to wait and is with the dispatcher just now
 
     # To the dispatcher. `clash`: another principal has a packet of the same id.
     cdef int run(self, Way way, Member origin, Route route, FrameReader reader, uint32_t tag, uint64_t fingerprint,
@@ -45,11 +44,13 @@ cdef class Local:
     # As `run`, for a flight that is held.
     cdef int run_held(self, Way way, Flight flight, int64_t now) except -1
     # The dispatcher, or a refusal, has answered a packet.
-    cdef int answered(self, Way way, Engine engine, const unsigned char* packet_id, Py_ssize_t n, object code,
+    cdef int answered(self, Way way, Engine engine, Incoming* incoming, object code,
                       const unsigned char* payload, Py_ssize_t length) except -1
     # A job of the dispatcher's is wanted no more, or its link has gone.
     cdef int drop(self, Way way, Engine engine, object job, int why) except -1
     # The deadline of a flight of state LOCAL has come.
     cdef int expire(self, Way way, Flight flight) except -1
     # -- private
+    cdef int _answered_at_once(self, Way way, Principal principal, Arrival* arrival, object code,
+                               const unsigned char* payload, Py_ssize_t length, int64_t now) except -1
     cdef int _keep(self, Flight flight, Engine engine, Job job) except -1

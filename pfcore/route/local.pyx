@@ -2,9 +2,10 @@
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
-from pfcore.link.engine cimport DropReason, Engine
+from pfcore.link.engine cimport DropReason, Engine, Incoming, incoming_of
 from pfcore.route.failures cimport Failures
 from pfcore.route.flights cimport Flight, FlightState, Member, Principal, Route
 from pfcore.route.held cimport Held
@@ -41,28 +42,23 @@ cdef class Local:
         cdef Engine engine = origin.engine
         cdef Flight flight
         cdef Job job = None
-        cdef Incoming incoming
-        incoming.packet_id = reader.id.p
-        incoming.fingerprint = fingerprint
-        incoming.accepted = now
-        incoming.tag = tag
-        incoming.was_answered = False
-        engine.noting = True
-        self.incoming = &incoming
-        self.accepting = engine
-        self.route = route
+        cdef Arrival arrival
+        if route.group != reader.group or PyBytes_GET_SIZE(route.element) != reader.element.n:
+            # a two-letter code: the dispatcher looks for the whole name
+            reader.element.p = <const unsigned char*>PyBytes_AS_STRING(route.element)
+            reader.element.n = PyBytes_GET_SIZE(route.element)
+        arrival.incoming = incoming_of(reader)
+        arrival.incoming.noted = True
+        arrival.flight = NULL
+        arrival.route = <PyObject*>route
+        arrival.fingerprint = fingerprint
+        arrival.accepted = now
+        arrival.tag = tag
+        arrival.was_answered = False
         try:
-            if route.group != reader.group or PyBytes_GET_SIZE(route.element) != reader.element.n:
-                # a two-letter code: the dispatcher looks for the whole name
-                reader.element.p = <const unsigned char*>PyBytes_AS_STRING(route.element)
-                reader.element.n = PyBytes_GET_SIZE(route.element)
-            job = self.dispatcher.take(engine, reader, origin, now)
+            job = self.dispatcher.take(engine, reader, &arrival.incoming, origin, now)
         finally:
-            engine.noting = False
-            self.incoming = NULL
-            self.accepting = None
-            self.route = None
-            if not incoming.was_answered and job is not None and not origin.gone:
+            if not arrival.was_answered and job is not None and not origin.gone:
                 # it is kept by the engine, and goes on: from now on the same id must find it
                 try:
                     flight = way.begin(origin, route, reader, clash, fingerprint, tag, now)
@@ -85,8 +81,8 @@ cdef class Local:
         cdef int64_t seq = flight.seq
         cdef FrameReader reader
         cdef bytes packet_id = self.flights.id_of(flight)
-        cdef Flight before = self.running
         cdef Job job = None
+        cdef Arrival arrival
         if engine is None:
             return way.fail(flight, "PF503", "shutting down", None, now)
         read, _borrowed = self.held.read(flight, flight.origin_seq, way.now)
@@ -99,14 +95,19 @@ cdef class Local:
         if not way.in_batch:
             self.dispatcher.slice_ends = 0  # perhaps inside a handler's task: queue it
         # answered at once, it ends in `answered` like one that takes its time
-        engine.noting = True
-        self.running = flight
+        arrival.incoming = incoming_of(reader)
+        arrival.incoming.noted = True
+        arrival.flight = <PyObject*>flight
+        arrival.route = NULL
+        arrival.fingerprint = 0
+        arrival.accepted = now
+        arrival.tag = 0
+        arrival.was_answered = False
         try:
             # one that has lost its link is still authorised as whose it is, not as the gateway's
-            job = self.dispatcher.take(engine, reader, origin if origin is not None else flight.principal, now)
+            job = self.dispatcher.take(
+                engine, reader, &arrival.incoming, origin if origin is not None else flight.principal, now)
         finally:
-            engine.noting = False
-            self.running = before
             if flight.seq == seq and flight.state == FlightState.LOCAL and flight.job is None:
                 if job is not None:
                     self._keep(flight, engine, job)
@@ -115,33 +116,22 @@ cdef class Local:
                     way.forget(flight)
         return 0
 
-    cdef int answered(self, Way way, Engine engine, const unsigned char* packet_id, Py_ssize_t n, object code,
+    cdef int answered(self, Way way, Engine engine, Incoming* incoming, object code,
                       const unsigned char* payload, Py_ssize_t length) except -1:
         cdef Member member = <Member>engine.member
-        cdef Principal principal
-        cdef Flight flight = None
+        cdef Flight flight
         cdef bint success = code is None
         cdef bytes own
         cdef const unsigned char* p
         cdef int64_t now = engine.now
         if member is None:
             return 0
-        principal = member.principal
-        if engine.finishing is not None:
-            flight = <Flight>(<Job>engine.finishing).flight
-        elif self.incoming != NULL and self.accepting is engine and packet_id == self.incoming.packet_id:
-            self.incoming.was_answered = True
-            self.route.note(success, now - self.incoming.accepted)
-            if success or engine.ran or code not in _NEVER_RAN:
-                self.outcomes.of(principal).record(
-                    self.incoming.tag, principal.number, packet_id, n, self.incoming.fingerprint, success, payload,
-                    length, now)
-                way.settled(principal.number, packet_id, n, success, now)
-            else:
-                self.failures.count(code)
-            return 0
-        elif self.running is not None and self.running.engine is engine:
-            flight = self.running
+        if incoming.job != NULL:
+            flight = (<Job><object>incoming.job).flight
+        elif (<Arrival*>incoming).flight == NULL:
+            return self._answered_at_once(way, member.principal, <Arrival*>incoming, code, payload, length, now)
+        else:
+            flight = <Flight><object>(<Arrival*>incoming).flight
         if flight is None or flight.state != FlightState.LOCAL or flight.engine is not engine:
             return 0
         # the engine itself has written the answer to its own peer
@@ -151,9 +141,25 @@ cdef class Local:
             way.write_result(flight.origin, flight.origin_seq, p, length)
         if flight.origin is not None:
             flight.origin.has_ended(flight)
-        if engine.ran and code in _NEVER_RAN:
+        if incoming.ran and code in _NEVER_RAN:
             code = "PF500"  # it is remembered: it ran
         return way.end(flight, p, length, success, code, True, now)
+
+    cdef int _answered_at_once(self, Way way, Principal principal, Arrival* arrival, object code,
+                               const unsigned char* payload, Py_ssize_t length, int64_t now) except -1:
+        """It never had a flight; from now on the same id finds its outcome."""
+        cdef Incoming* incoming = &arrival.incoming
+        cdef bint success = code is None
+        arrival.was_answered = True
+        (<Route><object>arrival.route).note(success, now - arrival.accepted)
+        if success or incoming.ran or code not in _NEVER_RAN:
+            self.outcomes.of(principal).record(
+                arrival.tag, principal.number, incoming.packet_id, incoming.n, arrival.fingerprint, success, payload,
+                length, now)
+            way.settled(principal.number, incoming.packet_id, incoming.n, success, now)
+        else:
+            self.failures.count(code)
+        return 0
 
     cdef int drop(self, Way way, Engine engine, object job, int why) except -1:
         cdef Flight flight = <Flight>(<Job>job).flight

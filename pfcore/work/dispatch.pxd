@@ -21,7 +21,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-from pfcore.link.engine cimport Acceptor, Engine
+from pfcore.link.engine cimport Acceptor, Engine, Incoming
 from pfcore.memory.budget cimport Account
 from pfcore.memory.heap cimport PriorityHeap
 from pfcore.wire.packets cimport Packet
@@ -75,22 +75,21 @@ cdef class Dispatcher(WorkerHost):
 
     # As `accept`, for handlers that want to know who submitted: `caller` is a Member, or a Principal. The packet's
     # job, where it goes on: it waits, or its handler has suspended; None where it was answered.
-    cdef Job take(self, Engine engine, FrameReader reader, object caller, int64_t now)
+    cdef Job take(self, Engine engine, FrameReader reader, Incoming* incoming, object caller, int64_t now)
     cdef Handler find(self, FrameReader reader)
     cdef int deactivate(self) except -1
     cdef int _activate(self, Worker worker) except -1
-    cdef int _run_simulated(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id,
-                            Py_ssize_t n, object data, Packet packet, int64_t now) except -1
-    cdef Job _run(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
-                  object data, Packet packet, int64_t deadline, Job job, Py_ssize_t cost, object caller,
-                  LaneClaim* claim, int64_t now)
-    cdef Job _enqueue(self, Engine engine, FrameReader reader, Handler handler, object data, Packet packet,
-                      object caller, LaneClaim* claim, int64_t now)
-    cdef int _answer(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
-                     Job job, object value, int64_t started) except -1
-    cdef int _answer_error(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id,
-                           Py_ssize_t n, Job job, object error, int64_t started) except -1
-    cdef bint _refuse_full(self, Engine engine, FrameReader reader, Py_ssize_t cost) except -1
+    cdef int _run_simulated(self, Engine engine, Handler handler, Incoming* incoming, object data, Packet packet,
+                            int64_t now) except -1
+    cdef Job _run(self, Engine engine, Handler handler, Incoming* incoming, object data, Packet packet,
+                  int64_t deadline, Job job, Py_ssize_t cost, object caller, LaneClaim* claim, int64_t now)
+    cdef Job _enqueue(self, Engine engine, FrameReader reader, Incoming* incoming, Handler handler, object data,
+                      Packet packet, object caller, LaneClaim* claim, int64_t now)
+    cdef int _answer(self, Engine engine, Handler handler, Incoming* incoming, Job job, object value,
+                     int64_t started) except -1
+    cdef int _answer_error(self, Engine engine, Handler handler, Incoming* incoming, Job job, object error,
+                           int64_t started) except -1
+    cdef bint _refuse_full(self, Engine engine, Incoming* incoming, Py_ssize_t cost) except -1
     cdef int _charge(self, Job job, Engine engine, Py_ssize_t cost) except -1
     cdef int _settle(self, Job job) except -1
     cdef int _put(self, Job job, FairQueue queue) except -1
@@ -100,8 +99,8 @@ cdef class Dispatcher(WorkerHost):
     cdef int _refuse_queued(self, Job job, int64_t now) except -1
     cdef bint _may_run(self, Account account) noexcept
     cdef Worker _take_worker(self)
-    cdef int _tell_error(self, Engine engine, Handler handler, const unsigned char* packet_id, Py_ssize_t n,
-                         Job job, object error) except -1
+    cdef int _tell_error(self, Engine engine, Handler handler, Incoming* incoming, Job job,
+                         object error) except -1
     cdef int _job_done(self, Job job) except -1
     cdef Lane _claim(self, Handler handler, FrameReader reader, LaneClaim* claim)
     cdef Lane _enter_lane(self, LaneClaim* claim)

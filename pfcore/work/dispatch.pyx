@@ -9,7 +9,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.object cimport PyObject, Py_EQ, PyObject_RichCompareBool
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
-from pfcore.link.engine cimport Engine
+from pfcore.link.engine cimport Engine, Incoming, incoming_of
 from pfcore.memory.budget cimport Account, shared_room
 from pfcore.memory.bytes_ops cimport pf_count_openers, pf_count_values
 from pfcore.memory.clock cimport monotonic_ns as pf_monotonic_ns
@@ -223,10 +223,11 @@ cdef class Dispatcher(WorkerHost):
         return self.deactivate()
 
     cdef int accept(self, Engine engine, FrameReader reader, int64_t now) except -1:
-        self.take(engine, reader, None, now)
+        cdef Incoming incoming = incoming_of(reader)
+        self.take(engine, reader, &incoming, None, now)
         return 0
 
-    cdef Job take(self, Engine engine, FrameReader reader, object caller, int64_t now):
+    cdef Job take(self, Engine engine, FrameReader reader, Incoming* incoming, object caller, int64_t now):
         cdef Handler handler = self.find(reader)
         cdef object data
         cdef Packet packet = None
@@ -235,18 +236,17 @@ cdef class Dispatcher(WorkerHost):
         cdef Span* span = &reader.fields[<int>F_DATA]
         if handler is None:
             engine.respond_error(
-                reader.seq, reader.id.p, reader.id.n, "PF001",
+                incoming, "PF001",
                 f"no handler for {group_code(reader.group)}:{text_to_str(reader.element.p, reader.element.n, True)}",
                 None, 0)
             return None
         if self.draining:
-            engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF503",
-                                 "shutting down: no new packets", None, 0)
+            engine.respond_error(incoming, "PF503", "shutting down: no new packets", None, 0)
             return None
         if span.n > MOST_CONTAINERS and pf_count_openers(span.p, span.p + span.n, MOST_CONTAINERS) > MOST_CONTAINERS:
             # each is an object of Python's: a megabyte of brackets would keep everybody waiting for it
             engine.respond_error(
-                reader.seq, reader.id.p, reader.id.n, "PF413",
+                incoming, "PF413",
                 f"data: more than {MOST_CONTAINERS} arrays and objects (or brackets in texts)", None, 0)
             return None
         # decoded even if it will wait: bad data is refused at once, and the frame's bytes are borrowed
@@ -258,19 +258,17 @@ cdef class Dispatcher(WorkerHost):
             if handler.wants_packet:
                 packet = new_packet(reader, data)
         except _ValidationError as error:
-            engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF400", f"data: {error}", None, 0)
+            engine.respond_error(incoming, "PF400", f"data: {error}", None, 0)
             return None
         except RecursionError:
-            engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF400",
-                                 "data: nested too deep", None, 0)
+            engine.respond_error(incoming, "PF400", "data: nested too deep", None, 0)
             return None
         except Exception as error:
             # a type's own code, a __post_init__ perhaps: this packet's failure, and no other's
-            self._answer_error(engine, handler, reader.seq, reader.id.p, reader.id.n, None, error, now)
+            self._answer_error(engine, handler, incoming, None, error, now)
             return None
         if engine.inbound.count > 0 and engine.inbound.find_id(reader.id.p, reader.id.n) >= 0:
-            engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF409",
-                                 "a packet with this id is already in flight", None, 0)
+            engine.respond_error(incoming, "PF409", "a packet with this id is already in flight", None, 0)
             return None
         claim.limit = 0
         if self.loop is not None:
@@ -278,27 +276,26 @@ cdef class Dispatcher(WorkerHost):
                 if not shared_room(self.max_waiting, self.waiting, engine.account.waits if engine.account is not None
                                    else 0):
                     engine.respond_error(
-                        reader.seq, reader.id.p, reader.id.n, "PF429",
+                        incoming, "PF429",
                         f"{self.waiting} packets wait here already, the most that may is {self.max_waiting}",
                         {"retry_after_ms": 100}, 0)
                     return None
                 if (self.free_queue.count > 0 or self.free_used >= FREE_SLICE or engine.now >= self.slice_ends
                         or self._inside_task()):
-                    return self._enqueue(engine, reader, handler, data, packet, caller, &claim, now)
+                    return self._enqueue(engine, reader, incoming, handler, data, packet, caller, &claim, now)
             elif handler.group == GROUP_ED and handler.limit == 0:
                 # at once; but even events have a bound, and not inside somebody's task
                 if self.running >= self.concurrency + self.max_queue or self._inside_task():
-                    return self._enqueue(engine, reader, handler, data, packet, caller, &claim, now)
+                    return self._enqueue(engine, reader, incoming, handler, data, packet, caller, &claim, now)
             else:
                 lane = self._claim(handler, reader, &claim)
                 if (not self._may_run(engine.account) or self.queue.count > 0 or engine.now >= self.slice_ends
                         or lane is not None and lane.busy >= lane.limit or self._inside_task()):
-                    return self._enqueue(engine, reader, handler, data, packet, caller, &claim, now)
+                    return self._enqueue(engine, reader, incoming, handler, data, packet, caller, &claim, now)
         if engine.account is not None and not engine.account.room(JOB_BYTES):
-            engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF429",
-                                 engine.account.refusal(JOB_BYTES), {"retry_after_ms": 100}, 0)
+            engine.respond_error(incoming, "PF429", engine.account.refusal(JOB_BYTES), {"retry_after_ms": 100}, 0)
             return None
-        return self._run(engine, handler, reader.seq, reader.id.p, reader.id.n, data, packet,
+        return self._run(engine, handler, incoming, data, packet,
                          now + (reader.timeout_ms if reader.timeout_ms > 0 else DEFAULT_TIMEOUT_MS) * MILLISECOND,
                          None, cost_of(reader) if engine.account is not None else 0, caller, &claim, now)
 
@@ -354,12 +351,12 @@ cdef class Dispatcher(WorkerHost):
             self.lanes[lane.key] = lane
         return lane
 
-    cdef Job _enqueue(self, Engine engine, FrameReader reader, Handler handler, object data, Packet packet,
-                      object caller, LaneClaim* claim, int64_t now):
+    cdef Job _enqueue(self, Engine engine, FrameReader reader, Incoming* incoming, Handler handler, object data,
+                      Packet packet, object caller, LaneClaim* claim, int64_t now):
         """The packet as a job that waits; None where it was refused."""
         cdef Job job
         cdef Py_ssize_t cost = cost_of(reader)
-        if self._refuse_full(engine, reader, cost):
+        if self._refuse_full(engine, incoming, cost):
             return None
         job = Job.__new__(Job)
         job.engine = engine
@@ -373,8 +370,7 @@ cdef class Dispatcher(WorkerHost):
             job, reader.id.p, reader.id.n,
             now + (reader.timeout_ms if reader.timeout_ms > 0 else DEFAULT_TIMEOUT_MS) * MILLISECOND)
         if job.number == 0:
-            engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF409",
-                                 "a packet with this id is already in flight", None, 0)
+            engine.respond_error(incoming, "PF409", "a packet with this id is already in flight", None, 0)
             return None
         self._charge(job, engine, cost)
         self.queue_bytes += cost
@@ -392,7 +388,7 @@ cdef class Dispatcher(WorkerHost):
         self._schedule()
         return job
 
-    cdef bint _refuse_full(self, Engine engine, FrameReader reader, Py_ssize_t cost) except -1:
+    cdef bint _refuse_full(self, Engine engine, Incoming* incoming, Py_ssize_t cost) except -1:
         """Is there no room for one more in the queue? Then it was refused."""
         cdef Account account = engine.account
         if not shared_room(self.max_queue, self.queued_jobs, account.jobs if account is not None else 0) \
@@ -404,7 +400,7 @@ cdef class Dispatcher(WorkerHost):
             message = account.refusal(cost)
         else:
             return False
-        engine.respond_error(reader.seq, reader.id.p, reader.id.n, "PF429", message, {"retry_after_ms": 100}, 0)
+        engine.respond_error(incoming, "PF429", message, {"retry_after_ms": 100}, 0)
         return True
 
     cdef int _charge(self, Job job, Engine engine, Py_ssize_t cost) except -1:
@@ -489,7 +485,7 @@ cdef class Dispatcher(WorkerHost):
         if job.account is not None and not job.account.room(0):
             return self._refuse_queued(job, now)
         try:
-            self._run(job.engine, job.handler, job.seq, NULL, 0, data, packet, 0, job, job.cost, job.caller, NULL, now)
+            self._run(job.engine, job.handler, NULL, data, packet, 0, job, job.cost, job.caller, NULL, now)
         except _PASSED_ON:
             raise
         except Exception as error:
@@ -503,7 +499,7 @@ cdef class Dispatcher(WorkerHost):
         self._leave_lane(job)
         self._settle(job)
         job.engine.now = now
-        job.engine.finish_error(job.number, job.seq, "PF429", message, {"retry_after_ms": 100}, 0)
+        job.engine.finish_error(job.number, job.seq, "PF429", message, {"retry_after_ms": 100}, 0, False)
         return 0
 
     # -- running
@@ -522,10 +518,12 @@ cdef class Dispatcher(WorkerHost):
         worker.task = _Task(worker, loop=self.loop, context=worker.context, name="packetflow-handler")
         return worker
 
-    cdef Job _run(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
-                  object data, Packet packet, int64_t deadline, Job job, Py_ssize_t cost, object caller,
-                  LaneClaim* claim, int64_t now):
-        """Calls the handler and answers, or leaves it with a worker: then its job. `job` is None when called inline."""
+    cdef Job _run(self, Engine engine, Handler handler, Incoming* incoming, object data, Packet packet,
+                  int64_t deadline, Job job, Py_ssize_t cost, object caller, LaneClaim* claim, int64_t now):
+        """Calls the handler and answers, or leaves it with a worker: then its job.
+
+        `job`: that of a packet that had to wait; else None, and there is an `incoming`.
+        """
         cdef Worker worker = self.spare
         cdef object value = None
         cdef object error = None
@@ -536,7 +534,7 @@ cdef class Dispatcher(WorkerHost):
         cdef Py_ssize_t references
         cdef bint suspended = False
         if self.loop is None:
-            self._run_simulated(engine, handler, seq, packet_id, n, data, packet, now)
+            self._run_simulated(engine, handler, incoming, data, packet, now)
             return None
         if not self.active:
             if worker is None:
@@ -572,8 +570,8 @@ cdef class Dispatcher(WorkerHost):
                 job = Job.__new__(Job)
                 job.engine = engine
                 job.handler = handler
-                job.seq = seq
-                job.number = engine.keep(job, packet_id, n, deadline)
+                job.seq = incoming.seq
+                job.number = engine.keep(job, incoming.packet_id, incoming.n, deadline)
                 self._charge(job, engine, cost)
             if claim != NULL and claim.limit > 0:
                 job.lane = self._enter_lane(claim)
@@ -610,9 +608,9 @@ cdef class Dispatcher(WorkerHost):
             self._leave_lane(job)
         try:
             if error is None:
-                self._answer(engine, handler, seq, packet_id, n, job, value, now)
+                self._answer(engine, handler, incoming, job, value, now)
             else:
-                self._answer_error(engine, handler, seq, packet_id, n, job, error, now)
+                self._answer_error(engine, handler, incoming, job, error, now)
         finally:
             if job is not None:
                 self._settle(job)
@@ -638,14 +636,14 @@ cdef class Dispatcher(WorkerHost):
         self.loop.call_exception_handler(
             {"message": f"packetflow: handling {handler.key} failed", "exception": error})
 
-    cdef int _run_simulated(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id,
-                            Py_ssize_t n, object data, Packet packet, int64_t now) except -1:
+    cdef int _run_simulated(self, Engine engine, Handler handler, Incoming* incoming, object data, Packet packet,
+                            int64_t now) except -1:
         """Without a loop there are no tasks, and only functions that return at once can run."""
         try:
             value = handler.function(data, packet) if handler.wants_packet else handler.function(data)
         except Exception as error:
-            return self._answer_error(engine, handler, seq, packet_id, n, None, error, pf_monotonic_ns())
-        return self._answer(engine, handler, seq, packet_id, n, None, value, pf_monotonic_ns())
+            return self._answer_error(engine, handler, incoming, None, error, pf_monotonic_ns())
+        return self._answer(engine, handler, incoming, None, value, pf_monotonic_ns())
 
     cdef int _activate(self, Worker worker) except -1:
         """Makes the worker's task the current one and its context the present one.
@@ -674,8 +672,8 @@ cdef class Dispatcher(WorkerHost):
             PyContext_Exit(self.spare.context)
         return 0
 
-    cdef int _answer(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id, Py_ssize_t n,
-                     Job job, object value, int64_t started) except -1:
+    cdef int _answer(self, Engine engine, Handler handler, Incoming* incoming, Job job, object value,
+                     int64_t started) except -1:
         cdef int64_t now = pf_monotonic_ns()
         cdef int64_t took = now - started
         if took > SLOW and job is None and self.on_slow is not None:
@@ -686,20 +684,17 @@ cdef class Dispatcher(WorkerHost):
             except _PASSED_ON:
                 raise
             except BaseException as error:
-                return self._answer_error(engine, handler, seq, packet_id, n, job, error, started)
+                return self._answer_error(engine, handler, incoming, job, error, started)
         self.completed += 1
         engine.now = now
-        engine.ran = True
-        try:
-            if job is None:
-                return engine.respond(seq, packet_id, n, value, took // MILLISECOND)
-            engine.finish(job.number, seq, value, took // MILLISECOND)
-        finally:
-            engine.ran = False
+        if job is None:
+            incoming.ran = True
+            return engine.respond(incoming, value, took // MILLISECOND)
+        engine.finish(job.number, job.seq, value, took // MILLISECOND)
         return 0
 
-    cdef int _answer_error(self, Engine engine, Handler handler, int64_t seq, const unsigned char* packet_id,
-                           Py_ssize_t n, Job job, object error, int64_t started) except -1:
+    cdef int _answer_error(self, Engine engine, Handler handler, Incoming* incoming, Job job, object error,
+                           int64_t started) except -1:
         cdef int64_t now = pf_monotonic_ns()
         cdef int64_t took = (now - started) // MILLISECOND
         cdef str code = "PF500"
@@ -716,7 +711,7 @@ cdef class Dispatcher(WorkerHost):
             message = "the handler was cancelled"
         else:
             if self.on_error is not None:
-                self._tell_error(engine, handler, packet_id, n, job, error)
+                self._tell_error(engine, handler, incoming, job, error)
             if self.expose_errors:
                 try:
                     message = str(error) or type(error).__name__
@@ -724,26 +719,25 @@ cdef class Dispatcher(WorkerHost):
                     message = type(error).__name__
             else:
                 message = "the handler failed"
-        engine.ran = not handler.free
-        try:
-            if job is None:
-                return engine.respond_error(seq, packet_id, n, code, message, details, took)
-            engine.finish_error(job.number, seq, code, message, details, took)
-        finally:
-            engine.ran = False
+        if job is None:
+            incoming.ran = not handler.free
+            return engine.respond_error(incoming, code, message, details, took)
+        engine.finish_error(job.number, job.seq, code, message, details, took, not handler.free)
         return 0
 
-    cdef int _tell_error(self, Engine engine, Handler handler, const unsigned char* packet_id, Py_ssize_t n,
-                         Job job, object error) except -1:
+    cdef int _tell_error(self, Engine engine, Handler handler, Incoming* incoming, Job job,
+                         object error) except -1:
         cdef int32_t slot
-        if job is not None:
+        cdef str packet_id
+        if job is None:
+            packet_id = text_to_str(incoming.packet_id, incoming.n, False)
+        else:
             slot = engine.inbound.find_seq(job.number)
             if slot < 0:
                 return 0  # nobody waits for it any more
-            packet_id = engine.inbound.id_of(slot)
-            n = engine.inbound.entries[slot].id_length
+            packet_id = text_to_str(engine.inbound.id_of(slot), engine.inbound.entries[slot].id_length, False)
         try:
-            self.on_error(handler.key, text_to_str(packet_id, n, False), error)
+            self.on_error(handler.key, packet_id, error)
         except Exception as failure:
             self._report(handler, failure)
         return 0
@@ -753,9 +747,9 @@ cdef class Dispatcher(WorkerHost):
             # counts and lanes first: what an answer may set off finds them right
             self._job_done(job)
             if error is None:
-                self._answer(job.engine, job.handler, job.seq, NULL, 0, job, value, job.started)
+                self._answer(job.engine, job.handler, NULL, job, value, job.started)
             else:
-                self._answer_error(job.engine, job.handler, job.seq, NULL, 0, job, error, job.started)
+                self._answer_error(job.engine, job.handler, NULL, job, error, job.started)
         except Exception as failure:
             self._report(job.handler, failure)
         finally:
@@ -851,9 +845,9 @@ cdef class Dispatcher(WorkerHost):
                 self.drop(job.engine, job, 0)
                 waiting.append(job)
         for job in waiting:
-            job.engine.finish_error(job.number, job.seq, "PF503", message, None, 0)
+            job.engine.finish_error(job.number, job.seq, "PF503", message, None, 0, False)
         for job in list(self.suspended_jobs):
-            job.engine.finish_error(job.number, job.seq, "PF502", f"{message}: the packet had begun", None, 0)
+            job.engine.finish_error(job.number, job.seq, "PF502", f"{message}: the packet had begun", None, 0, True)
             if job.worker is not None:
                 job.worker.task.cancel()
 
