@@ -14,6 +14,7 @@ from pfcore.link.pending cimport LEVELS, TICK_BITS, WHEEL_SLOTS, Entry, PendingT
 from pfcore.link.reply cimport Reply, ReplyState
 from pfcore.memory.budget cimport Account, Budget
 from pfcore.memory.heap cimport HeapEntry, PriorityHeap
+from pfcore.route.directory cimport ANNOUNCED_BYTES, ROUTE_BYTES
 from pfcore.route.flights cimport Asked, Flight, FlightState, Member, Route
 from pfcore.route.ledger cimport Ledger
 from pfcore.route.switch cimport Switch
@@ -305,7 +306,10 @@ def _check_awaited(Switch switch, list wrong):
             if flight in switch.dependencies.awaited.get((number, needed), ()) and \
                     flight not in expected.setdefault((number, needed), []):
                 expected[(number, needed)].append(flight)
+    released = {(number, needed) for number, needed, _, _ in switch.dependencies.released}
     for key in expected.keys() | switch.dependencies.awaited.keys():
+        if key in released and set(switch.dependencies.awaited.get(key, ())) <= set(expected.get(key, ())):
+            continue  # that has ended, and some of those who waited have not been looked at yet
         there = sorted(map(id, switch.dependencies.awaited.get(key, ())))
         if there != sorted(map(id, expected.get(key, ()))) or not there:
             wrong.append(f"{len(there)} flights stand under the need {key}, {len(expected.get(key, ()))} have it")
@@ -388,7 +392,7 @@ def _check_routes(Switch switch, list wrong):
         for member in route.members:
             if not _lives(switch, member):
                 wrong.append(f"route {route.key} has {_name(member)}, which has gone")
-            if route not in member.routes:
+            if route not in member.routes or route.members[member.routes[route]] is not member:
                 wrong.append(f"route {route.key} has {_name(member)}, which does not know")
         announced = sum((<Member>one).listed for one in route.members)
         if route.announced != announced:
@@ -650,6 +654,20 @@ cdef Py_ssize_t _questions(Switch switch, Account account):
     return count
 
 
+cdef int64_t _announced(Switch switch, Account account):
+    """Bytes that it is charged with for what its links have announced: as long as they live."""
+    cdef Route route
+    cdef Member member
+    cdef int64_t found = 0
+    for route in switch.directory.routes.by_key.values():
+        if route.owner is account:
+            found += ROUTE_BYTES
+        for member in route.members:
+            if member.listed and member.account is account:
+                found += ANNOUNCED_BYTES
+    return found
+
+
 def _check_rest(Switch switch, list engines, list accounts, list wrong):
     """Everything has ended: nothing is left anywhere."""
     cdef Dispatcher dispatcher = switch.dispatcher
@@ -676,8 +694,9 @@ def _check_rest(Switch switch, list engines, list accounts, list wrong):
                 or account.runs):
             wrong.append(f"{account.name} has {account.flights} flights, {account.queued} queued, {account.jobs} jobs,"
                          f" {account.waits} waiting and {account.runs} running still")
-        if account.held:
-            wrong.append(f"{account.held} bytes are held for {account.name} still")
+        if account.held != _announced(switch, account):
+            wrong.append(f"{account.held} bytes are held for {account.name} still,"
+                         f" {_announced(switch, account)} of them for what it announces")
 
 
 def audit(Switch switch not None, *, engines=(), tasks=(), accounts=(), bint at_rest=False):

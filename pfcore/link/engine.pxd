@@ -49,6 +49,8 @@ cdef struct Incoming:
     int64_t seq
     const unsigned char* packet_id
     Py_ssize_t n                 # bytes of the id
+    const unsigned char* name    # what it is kept under, if it is: the id, but where several submitters' packets meet
+    Py_ssize_t name_length
     PyObject* job                # the one that was kept and is answered now; NULL: it was never kept
     bint noted                   # the acceptor wants to be shown the answer
     bint ran                     # a handler has begun, whatever the answer's code says
@@ -58,6 +60,8 @@ cdef inline Incoming incoming_as(int64_t seq, const unsigned char* packet_id, Py
     incoming.seq = seq
     incoming.packet_id = packet_id
     incoming.n = n
+    incoming.name = packet_id
+    incoming.name_length = n
     incoming.job = NULL
     incoming.noted = False
     incoming.ran = False
@@ -123,6 +127,7 @@ cdef class Engine(Canceller):
         Account account              # who pays for what this peer causes; None: nobody counts (a reactor's side)
         int64_t cap                  # submits that it may have at once, whatever it announces; 0: as it announces
         int64_t routed               # submits handed on to this peer and not yet answered: they share its window
+        bint mute                    # nobody reads its answers: they are shown to the acceptor, and written nowhere
         bint records                 # the acceptor wants to be shown the answers to packets that are kept
         list ready                   # replies that ended and have someone waiting
         Py_ssize_t ready_at          # the first of them that was not yet resumed

@@ -713,7 +713,7 @@ cdef class Engine(Canceller):
         """
         if self.state != EngineState.OPEN:
             return None
-        if self.fatal == 0:
+        if self.fatal == 0 and not self.mute:
             return self.out
         return OutputBuffer(limit=self.max_frame + 262144) if noted else None
 
@@ -762,6 +762,8 @@ cdef class Engine(Canceller):
         packet_id = PyBytes_FromStringAndSize(<const char*>self.inbound.id_of(slot),
                                               self.inbound.entries[slot].id_length)
         job = self.inbound.take_slot(slot)  # let go of when this returns: dropping it may run anything
+        if job.packet_id is not None:
+            packet_id = job.packet_id
         incoming = incoming_as(seq, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id))
         incoming.job = <PyObject*>job
         incoming.noted = self.records

@@ -37,6 +37,7 @@ cdef class Account:
         readonly str key             # the setting's name, for messages
         readonly Budget budget       # None: it has no other bound than its own
         # -- how many of each it has, for bounds that all share
+        Py_ssize_t routes            # elements that are known because it has announced them
         Py_ssize_t flights           # packets under way in the switch
         Py_ssize_t queued            # of them, those that wait for room at a reactor
         Py_ssize_t jobs              # packets in the dispatcher's queues

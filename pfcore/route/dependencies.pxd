@@ -17,8 +17,10 @@ cdef class Dependencies:
         FlightTable flights
         dict awaited             # (principal number, id) -> {Flight: None}
         object unwanted          # deque of (principal number, ids, Flight): still in `awaited`, but waits no longer
+        object released          # deque of (principal number, id, success, iterator of Flights): what has ended, and who
+                                 # waited for it and was not looked at yet
         object ready             # deque of (Flight, seq, failed id or None): what they waited for has ended
-        Py_ssize_t swept         # entries taken off `awaited` since `begin_turn`
+        Py_ssize_t swept         # entries of `awaited` taken off or looked at in this iteration
         Py_ssize_t begun         # packets that were started, or failed, since then
         Py_ssize_t walked        # packets that waited for one that has ended, since the last were counted
         bint starting
@@ -38,4 +40,5 @@ cdef class Dependencies:
     # -- private
     # Does anything that is needed wait, in turn, for this packet? 1: yes; -1: too many to tell.
     cdef int _in_cycle(self, int32_t number, bytes packet_id, set needs) except? -2
+    cdef int _walk(self, Way way) except -1
     cdef int _take_off(self, int32_t number, bytes needed, Flight flight) except -1

@@ -31,6 +31,7 @@ cdef class Dependencies:
         self.awaited = {}
         self.ready = deque()
         self.unwanted = deque()
+        self.released = deque()
 
     cdef int require(self, Way way, Flight flight, FrameReader reader, Ledger ledger, int64_t now) except -1:
         cdef Outcome* outcome
@@ -100,17 +101,35 @@ cdef class Dependencies:
         if waiting is None:
             return 0
         self.walked += len(waiting)
-        for flight in waiting:
-            if flight.state != FlightState.WAITING or flight.needs is None or packet_id not in flight.needs:
-                continue
-            flight.needs.discard(packet_id)
-            if not success:
-                self.stop(flight, way)
-                self.ready.append((flight, flight.seq, packet_id))
-            elif not flight.needs:
-                flight.needs = None
-                self.ready.append((flight, flight.seq, None))
+        self.released.append((number, packet_id, success, iter(waiting)))
+        self._walk(way)
         return self.go_on(way, now)
+
+    cdef int _walk(self, Way way) except -1:
+        """Looks at those that waited for what has ended, so many in an iteration of the loop."""
+        cdef Flight flight
+        cdef bytes packet_id
+        while self.released and self.swept < SWEEP:
+            number, packet_id, success, waiting = self.released[0]
+            for flight in waiting:
+                self.swept += 1
+                # by now it may have ended, and be another packet: who waits for this one, too, may be somebody else
+                if (flight.state == FlightState.WAITING and flight.needs is not None and packet_id in flight.needs
+                        and flight.principal.number == number):
+                    flight.needs.discard(packet_id)
+                    if not success:
+                        self.stop(flight, way)
+                        self.ready.append((flight, flight.seq, packet_id))
+                    elif not flight.needs:
+                        flight.needs = None
+                        self.ready.append((flight, flight.seq, None))
+                if self.swept >= SWEEP:
+                    break
+            else:
+                self.released.popleft()
+        if self.released:
+            way.arm_at(way.now)
+        return 0
 
     cdef int go_on(self, Way way, int64_t now) except -1:
         """A loop, not a recursion: a chain of dependencies may be long."""
@@ -174,7 +193,8 @@ cdef class Dependencies:
                 self.unwanted.popleft()
         if self.unwanted:
             way.arm_at(way.now)
-        return 0
+        self._walk(way)
+        return self.go_on(way, way.now)
 
 
 cdef int _has_failed(Way way, Flight flight, str text, int64_t now) except -1:

@@ -11,6 +11,10 @@ from pfcore.wire.reader cimport FrameReader
 from pfcore.work.dispatch cimport Dispatcher
 from pfcore.work.keys cimport KeyTable
 
+cdef enum:
+    ROUTE_BYTES = 1024           # what an element takes, besides who handles it
+    ANNOUNCED_BYTES = 128        # ... and what each who has announced it does
+
 cdef class Directory:
     cdef:
         KeyTable routes
@@ -18,6 +22,7 @@ cdef class Directory:
         object permit            # callable(key) -> (submit, handle, replace) masks
         object aliases           # mapping: "df:tr" -> "df:transform"
         Py_ssize_t most          # routes known at once
+        bint all_busy            # none of them could be forgotten when last looked
         Py_ssize_t strangers     # routes made by submits since the last were forgotten
         object quiet             # OrderedDict: Route -> None: nobody handles it any more, kept for its history
         object gone              # OrderedDict: key -> ns when it was last served, of those that are kept no more
@@ -45,6 +50,12 @@ cdef class Directory:
     # ``[(key, Route)]`` of which most packets have ended, so many at most, sorted by key.
     cdef list busiest(self, Py_ssize_t most)
     # -- private
+    cdef Route _make_for(self, Member member, Route route)
+    cdef Route _add(self, Route route)
+    cdef int _pay(self, Route route, Member member) except -1
+    cdef int _enter(self, Member member, Route route) except -1
+    cdef int _exit(self, Member member, Route route) except -1
+    cdef bint _announce(self, Member member, Route route) except -1
     cdef bint _forget_idle(self) except -1
     cdef int _look_here(self, Route route) except -1
     cdef int _quieten(self, Route route) except -1

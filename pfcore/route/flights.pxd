@@ -51,6 +51,7 @@ cdef class Principal:
         readonly Account stored  # what outlives links: stream items, the cache, pools; None: no bound
 
     cdef bint spend(self, int64_t now) noexcept
+    cdef bint owe(self, int64_t now) noexcept
 
 cdef class Route(Keyed):
     cdef:
@@ -67,6 +68,8 @@ cdef class Route(Keyed):
         uint64_t may_replace     # roles whose reactors take the place of our own handler
         int64_t last_served      # ns; when the last reactor for it left, 0: none ever was there
         Py_ssize_t flights       # under way
+        Account owner            # who pays for it while somebody has announced it; None
+        Account counted          # among whose elements it counts: all anonymous links' are one's; None
         # -- counts
         readonly int64_t succeeded
         readonly int64_t failed
@@ -84,7 +87,7 @@ cdef class Member:
         public object reactor    # str: the id that the gateway shows it under; None: it has no name
         readonly bint listed     # it announces what it handles
         readonly tuple handles   # keys that it announced, sorted
-        set routes               # Route objects that have it among their members
+        dict routes              # Route that has it among its members -> its place there
         list looked_at           # them, in the order in which they are looked through for work; None: make it anew
         Py_ssize_t cursor        # where the next look begins
         Py_ssize_t unseen        # how many are left in this round of looks
@@ -152,3 +155,6 @@ cdef class Flight:
         set needs                # WAITING: ids that have not ended
         bytes own_id             # where the table and the target know it by another: two principals chose one id
         int32_t slot             # in the table
+
+    # Its link has gone, and it goes on: who pays from now on? False: nobody can.
+    cdef bint outlives(self) noexcept

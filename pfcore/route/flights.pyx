@@ -53,6 +53,14 @@ cdef class Principal:
         self.tokens -= n
         return True
 
+    cdef bint owe(self, int64_t now) noexcept:
+        """One submit of what has begun before: it may be owed, a burst's worth. False: no more of them."""
+        if self.rate > 0 and not self.spend(now):
+            if self.tokens <= -self.burst:
+                return False
+            self.tokens -= 1
+        return True
+
     cdef bint spend(self, int64_t now) noexcept:
         """One submit more: may it?"""
         self.tokens = min(self.burst, self.tokens + <double>(now - self.filled) * 1e-9 * self.rate)
@@ -182,3 +190,19 @@ cdef class Member:
 cdef class Flight:
     def __dealloc__(self):
         free(self.held)
+
+    cdef bint outlives(self) noexcept:
+        """What outlives an anonymous link counts against all of them together; is there room for it?"""
+        cdef Account stored = self.principal.stored, before = self.account
+        if self.principal.account is not None or stored is None or before is stored:
+            return True
+        if not stored.take(self.cost):
+            return False
+        before.settle(-self.cost)
+        before.flights -= 1
+        stored.flights += 1
+        if self.state == FlightState.QUEUED:
+            before.queued -= 1
+            stored.queued += 1
+        self.account = stored
+        return True

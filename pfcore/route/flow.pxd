@@ -78,6 +78,7 @@ cdef class Flow(Way):
                             object details) except -1
     cdef bint _here(self, Route route, Member origin) except -1
     cdef int _retries_of(self, FrameReader reader) noexcept
+    cdef int _pay_back(self, list attached) except -1
     cdef int _attach(self, Flight flight, Member member, int64_t seq) except -1
     cdef int _write_refusal(self, Member member, int64_t seq, Flight flight) except -1
     # -- on

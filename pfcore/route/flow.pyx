@@ -50,6 +50,7 @@ cdef enum:
     MAX_RETRIES = 100
     STRIKES = 3                  # deadlines missed in a row until a reactor that announces nothing is passed over
     MAX_ATTACHED = 64            # submits of one packet that wait for its one answer
+    ATTACHED_BYTES = 128         # what each of them takes
     FLIGHT_BYTES = 512           # what a flight takes, besides its payload
     AT_ONCE = 256                # flights that expire before the loop has another turn
     CAUGHT_UP = 16               # reactors with many elements that are looked through in one go
@@ -207,6 +208,8 @@ cdef class Flow(Way):
         if flight is not None:
             if flight.fingerprint != fingerprint:
                 return self._refuse_packet(engine, reader, "PF409", "another packet with this id is in flight", None)
+            if not principal.owe(now):
+                return self._refuse_packet(engine, reader, "PF409", "this packet is under way, and was sent too often", None)
             return self._attach(flight, member, reader.seq)
         outcome = ledger.find(tag, principal.number, reader.id.p, reader.id.n, now)
         if outcome != NULL:
@@ -215,6 +218,8 @@ cdef class Flow(Way):
                 return self._refuse_packet(
                     engine, reader, "PF409", "another packet with this id has ended" if payload != NULL
                     else "this packet has ended, and its result is no longer kept", None)
+            if not principal.owe(now):
+                return self._refuse_packet(engine, reader, "PF409", "this packet has ended, and was sent too often", None)
             self.duplicates += 1
             return self.write_result(member, reader.seq, payload, outcome.length)
         if self.draining:
@@ -268,8 +273,17 @@ cdef class Flow(Way):
         """Does another submit wait for it? Those whose links have gone do not count any more."""
         if flight.attached is None:
             return False
-        flight.attached = [pair for pair in flight.attached if not (<Member>pair[0]).gone] or None
-        return flight.attached is not None
+        cdef list here = [pair for pair in flight.attached if not (<Member>pair[0]).gone]
+        if len(here) < len(flight.attached):
+            self._pay_back([pair for pair in flight.attached if (<Member>pair[0]).gone])
+            flight.attached = here or None
+        return len(here) > 0
+
+    cdef int _pay_back(self, list attached) except -1:
+        """Of submits that wait no more."""
+        for member, _seq in attached:
+            (<Member>member).account.settle(-ATTACHED_BYTES)
+        return 0
 
     cdef int _attach(self, Flight flight, Member member, int64_t seq) except -1:
         """The same packet again, while it runs: both submits get its one answer."""
@@ -279,7 +293,7 @@ cdef class Flow(Way):
             return 0
         if flight.attached is None:
             flight.attached = []
-        if len(flight.attached) < MAX_ATTACHED:
+        if len(flight.attached) < MAX_ATTACHED and member.account.take(ATTACHED_BYTES):
             flight.attached.append((member, seq))
         else:
             self._write_refusal(member, seq, flight)
@@ -290,7 +304,7 @@ cdef class Flow(Way):
         cdef Incoming incoming = incoming_as(
             seq, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id))
         member.engine.respond_error(
-            &incoming, "PF409", f"this packet was sent {MAX_ATTACHED} times while it ran", None, 0)
+            &incoming, "PF409", "this packet is under way, and no more submits of it may wait for its answer", None, 0)
 
     # ---------------------------------------------------------------- a flight's way
 
@@ -477,7 +491,10 @@ cdef class Flow(Way):
                 break
             head.home.pop()
             queues.left(head)
-            self.send(head, member, None, now)
+            if member.listed and head.route not in member.routes:
+                self.place(head, None, now)  # it was to be this one's alone, which may have it no longer
+            else:
+                self.send(head, member, None, now)
         if member.unseen > 0 and queues.count > 0 and member.room(True) and not member.draining and not member.gone:
             # it has been through a part of its routes only: the rest when the loop has had a turn
             queues.behind[member] = None
@@ -695,6 +712,8 @@ cdef class Flow(Way):
         if job is not None:
             (<Job>job).flight = None
             flight.job = None
+        if flight.attached is not None:
+            self._pay_back(flight.attached)
         flight.attached = None
         flight.tried = None
         flight.needs = None

@@ -73,6 +73,7 @@ cdef class Local:
         flight.engine = engine
         flight.job = job
         job.flight = flight
+        job.packet_id = flight.own_id if engine is self.inner else None
         return 0
 
     cdef int run_held(self, Way way, Flight flight, int64_t now) except -1:
@@ -80,7 +81,9 @@ cdef class Local:
         cdef Engine engine = origin.engine if origin is not None else self.inner
         cdef int64_t seq = flight.seq
         cdef FrameReader reader
-        cdef bytes packet_id = self.flights.id_of(flight)
+        # on the gateway's own side packets of all principals meet: there it has the id that nobody else has
+        cdef bytes packet_id = self.flights.id_of(flight) if origin is not None else self.flights.wire_id_of(flight)
+        cdef bytes own_id = flight.own_id
         cdef Job job = None
         cdef Arrival arrival
         if engine is None:
@@ -96,6 +99,9 @@ cdef class Local:
             self.dispatcher.slice_ends = 0  # perhaps inside a handler's task: queue it
         # answered at once, it ends in `answered` like one that takes its time
         arrival.incoming = incoming_of(reader)
+        if own_id is not None:
+            arrival.incoming.packet_id = <const unsigned char*>PyBytes_AS_STRING(own_id)
+            arrival.incoming.n = PyBytes_GET_SIZE(own_id)
         arrival.incoming.noted = True
         arrival.flight = <PyObject*>flight
         arrival.route = NULL
@@ -103,11 +109,15 @@ cdef class Local:
         arrival.accepted = now
         arrival.tag = 0
         arrival.was_answered = False
+        if engine is self.inner:
+            engine.account = flight.account  # whoever keeps it, it is he who pays
         try:
             # one that has lost its link is still authorised as whose it is, not as the gateway's
             job = self.dispatcher.take(
                 engine, reader, &arrival.incoming, origin if origin is not None else flight.principal, now)
         finally:
+            if engine is self.inner:
+                engine.account = None
             if flight.seq == seq and flight.state == FlightState.LOCAL and flight.job is None:
                 if job is not None:
                     self._keep(flight, engine, job)
@@ -168,13 +178,15 @@ cdef class Local:
         if flight is None or flight.state != FlightState.LOCAL or flight.engine is not engine:
             return self.dispatcher.drop(engine, job, why)
         if why != DropReason.EXPIRED and self.inner is not None and self.inner is not engine and (
-                (why == DropReason.DISCONNECTED and flight.retries > 0) or way.attached(flight)):
+                (why == DropReason.DISCONNECTED and flight.retries > 0 and flight.outlives()
+                 and self.dispatcher.charge_to(<Job>job, flight.account)) or way.attached(flight)):
             # it goes on: someone else waits for it, or its submitter comes back for the answer
-            packet_id = self.flights.id_of(flight)
+            packet_id = self.flights.wire_id_of(flight)
             number = self.inner.keep(
                 job, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id), flight.deadline)
-            if number > 0:  # 0: another principal's of the same id is there
+            if number > 0:
                 (<Job>job).engine = self.inner
+                (<Job>job).packet_id = flight.own_id
                 (<Job>job).number = number
                 if (<Job>job).caller is not None:
                     (<Job>job).caller = flight.principal  # its link is no more

@@ -43,4 +43,3 @@ cdef class Membership:
     cdef Py_ssize_t _lose_flights(self, Way way, Member member, Py_ssize_t most) except? -1
     cdef int _lose_origin(self, Way way, Flight flight, Member member) except -1
     cdef int _lose_target(self, Way way, Flight flight, Member member) except -1
-    cdef bint _outlives(self, Flight flight) noexcept

@@ -54,7 +54,7 @@ cdef class Membership:
             member.account = Account(f"{principal.name} link {self.numbers}", self.link_bytes, self.budget)
         member.number = self.numbers
         member.window = member.announced_window = DEFAULT_WINDOW
-        member.routes = set()
+        member.routes = {}
         member.handles = () if handles is None else tuple(handles)
         member.listed = handles is not None
         engine.member = member
@@ -181,7 +181,7 @@ cdef class Membership:
         """The link that submitted it has gone."""
         cdef bint stays = flight.retries > 0 and flight.principal.role != NOBODY_ROLE
         member.has_ended(flight)
-        if stays and flight.account is member.account and not self._outlives(flight):
+        if stays and flight.account is member.account and not flight.outlives():
             stays = False
         if not stays and flight.state != FlightState.LOCAL and not way.attached(flight):
             # nobody waits, or may come back, any more (a local one's handler was told by its engine)
@@ -189,22 +189,6 @@ cdef class Membership:
                 way.withdraw(flight)
             way.forget(flight)
         return 0
-
-    cdef bint _outlives(self, Flight flight) noexcept:
-        """What outlives an anonymous link counts against all of them together; is there room for it?"""
-        cdef Account stored = flight.principal.stored, before = flight.account
-        if flight.principal.account is not None or stored is None:
-            return True
-        if not stored.take(flight.cost):
-            return False
-        before.settle(-flight.cost)
-        before.flights -= 1
-        stored.flights += 1
-        if flight.state == FlightState.QUEUED:
-            before.queued -= 1
-            stored.queued += 1
-        flight.account = stored
-        return True
 
     cdef int _lose_target(self, Way way, Flight flight, Member member) except -1:
         """The link that has it has gone."""

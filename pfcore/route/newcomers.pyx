@@ -181,6 +181,7 @@ cdef class Newcomers:
         """So many of them in an iteration of the loop."""
         cdef Flight flight
         cdef list waiting = []
+        cdef int64_t when
         while self.looking > 0 and self.curious.live() > 0 and len(waiting) < LOOK_AGAIN:
             self.looking -= 1
             flight = <Flight>self.curious.pop()
@@ -192,4 +193,8 @@ cdef class Newcomers:
             self.looking = 0
         elif self.looking > 0:
             way.arm_at(way.now)
+        else:
+            when = self._next_look(way.now)
+            if when >= 0:
+                way.arm_at(when)  # those that wait on
         return 0

@@ -410,6 +410,31 @@ cdef class Dispatcher(WorkerHost):
             job.account.settle(cost)
         return 0
 
+    cdef bint charge_to(self, Job job, Account account) except -1:
+        cdef Account before = job.account
+        cdef FairQueue queue = job.home
+        if before is None or before is account:
+            return True
+        if not account.take(job.cost):
+            return False
+        before.settle(-job.cost)
+        if job.suspended:
+            if job.handler.free:
+                before.waits -= 1
+                account.waits += 1
+            else:
+                before.runs -= 1
+                account.runs += 1
+        else:
+            before.jobs -= 1
+            account.jobs += 1
+            if queue is not None:
+                queue.remove(job.entry, before)
+        job.account = account
+        if queue is not None:
+            self._put(job, queue)
+        return True
+
     cdef int _settle(self, Job job) except -1:
         """It is over, or nobody waits for it: what it was charged with is given back."""
         if job.account is not None:
@@ -571,7 +596,7 @@ cdef class Dispatcher(WorkerHost):
                 job.engine = engine
                 job.handler = handler
                 job.seq = incoming.seq
-                job.number = engine.keep(job, incoming.packet_id, incoming.n, deadline)
+                job.number = engine.keep(job, incoming.name, incoming.name_length, deadline)
                 self._charge(job, engine, cost)
             if claim != NULL and claim.limit > 0:
                 job.lane = self._enter_lane(claim)

@@ -33,6 +33,7 @@ cdef class Job:
         Engine engine
         Handler handler
         readonly int64_t seq         # the peer's
+        readonly bytes packet_id     # the peer's, where the engine keeps it under another; None
         int64_t number               # under which the engine keeps it; 0: not kept
         int64_t started              # ns; when it was called
         object data

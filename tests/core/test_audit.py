@@ -100,6 +100,8 @@ def test_an_account_that_owes_or_still_holds_is_named() -> None:
     account = Account("alice", 1000, Budget(1000))
     account.insist(10)
     assert audit(sim.switch, accounts=[account]) == []
-    assert audit(sim.switch, accounts=[account], at_rest=True) == ["10 bytes are held for alice still"]
+    assert audit(sim.switch, accounts=[account], at_rest=True) == [
+        "10 bytes are held for alice still, 0 of them for what it announces"
+    ]
     account.release(15)
     assert audit(sim.switch, accounts=[account]) == ["<Account 'alice' -5 of 1000 bytes> holds -5 bytes"]

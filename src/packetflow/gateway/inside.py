@@ -69,6 +69,7 @@ class Inside:
             "max_frame": max_frame,
             "max_buffer": 1 << 28,
         }
+        self._orphanage: Engine | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sharing: Sharing | None = None
         self._ways: dict[tuple[Principal, Account | None], _Way] = {}
@@ -80,7 +81,12 @@ class Inside:
         """The gateway submits from now on."""
         self._loop = loop
         self._sharing = sharing
-        self._switch.set_inner(self._way(self.gateway, None).loopback.far)
+        self._way(self.gateway, None)
+        self._orphanage = Engine(client=False, acceptor=self._switch, window=1 << 24, **self._settings)
+        self._switch.admit(self._orphanage, self.gateway, ())
+        self._orphanage.connected(time.monotonic_ns())
+        self._switch.join(self._orphanage)
+        self._switch.set_inner(self._orphanage)
 
     def close(self) -> None:
         """Ends what was submitted and is not answered."""
@@ -88,6 +94,10 @@ class Inside:
             self._close_way(key)
         self._direct.clear()
         self._loop = None
+        if self._orphanage is not None:
+            self._orphanage.disconnected("the gateway has stopped", time.monotonic_ns())
+            self._switch.leave(self._orphanage, time.monotonic_ns())
+            self._orphanage = None
 
     def keep_only(self, alive: Iterable[Principal]) -> None:
         """Other principals have lost their credentials: what is under way for them ends, and nothing more begins."""

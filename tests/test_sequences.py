@@ -1,0 +1,317 @@
+"""Unlucky and hostile sequences, each against a whole gateway in simulated time."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from packetflow import Packet
+from pfcore.work.handler import Handler
+from tests.simulated import Fabric, simulated_time
+
+ONE_LOOP = "simulated"
+
+
+class House(Fabric):
+    """A gateway, and what goes over its links. Handlers of its own: `own` (in `runs`), `later` (in `suspended`)."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.seqs = itertools.count(1)
+        self.runs: list[Any] = []
+        self.suspended: list[asyncio.Future[Any]] = []
+
+    def __enter__(self) -> House:
+        super().__enter__()
+        self.heard = []
+
+        def own(data: Any) -> Any:
+            self.runs.append(data)
+            return data
+
+        async def later(data: Any) -> Any:
+            self.suspended.append(asyncio.get_running_loop().create_future())
+            return await self.suspended[-1]
+
+        self.register(Handler("df", "own", own), Handler("ed", "own", own), Handler("df", "later", later))
+        return self
+
+    def register(self, *handlers: Handler) -> None:
+        for handler in handlers:
+            self.gateway._dispatcher.register(handler)
+        self.do(self.gateway._handlers_changed)
+
+    def link(self, name: str | None = None, *, silent: bool = True) -> int:
+        """`silent`: it announces that it handles something that nobody wants."""
+        number = self.join(name, handles="ed:none" if silent else None)
+        assert number is not None
+        return number
+
+    def worker(self, name: str, key: str, window: int = 1000) -> int:
+        number = self.join(name, handles=key)
+        assert number is not None
+        self.heartbeat(number, [key], window=window)
+        return number
+
+    def heartbeat(self, link: int, capabilities: list[str], **more: Any) -> None:
+        payload = {"timestamp": 1, "capabilities": capabilities, **more}
+        self.say(link, self.frame("heartbeat", payload))
+
+    def frame(self, kind: str, payload: dict[str, Any], seq: int | None = None) -> bytes:
+        message = {"type": kind, "seq": next(self.seqs) if seq is None else seq, "payload": payload}
+        return json.dumps(message, separators=(",", ":")).encode()
+
+    def packet(self, packet_id: str, key: str = "df:own", data: Any = None, **fields: Any) -> bytes:
+        group, _, element = key.partition(":")
+        packet = {"version": "1.0", "id": packet_id, "group": group, "element": element, "data": data, "priority": 5}
+        return self.frame("submit", packet | fields)
+
+    def outcomes(self, packet_id: str) -> list[tuple[int, Any]]:
+        """``[(link, code or data)]`` of what has been answered to that id."""
+        found = []
+        for line in self.heard or ():
+            _, link, text = line.split(" ", 2)
+            if text.startswith("{"):
+                message = json.loads(text)
+                payload = message["payload"]
+                if message["type"] == "result" and payload["packet_id"] == packet_id:
+                    found.append((int(link), payload["error"]["code"] if "error" in payload else payload["data"]))
+        return found
+
+    def held(self, link: int) -> int:
+        """Bytes that a link is charged with."""
+        return int(self.links[link].engine.member.account.held)  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    with simulated_time(), House() as house:
+        yield house
+        assert house.check() == []
+
+
+# ---------------------------------------------------------------- what an answer sets off
+
+
+def test_a_refusal_within_anothers_answer_is_not_remembered(house: House) -> None:
+    link = house.link("bob")
+    second = house.packet("B", data="B", dependencies=["A"])
+    house.say(link, second)
+    house.gateway._dispatcher.tune(max_queue=1, concurrency=1)  # a full house
+    house.say(link, house.packet("L", "df:later"), house.packet("Q", data="Q"), house.packet("A", "ed:own", "A"))
+    assert house.outcomes("B") == [(link, "PF429")]
+    house.do(house.suspended[0].set_result, 1)
+    house.pass_time(1)
+    house.say(link, second)  # as it was told
+    house.pass_time(1)
+    assert house.outcomes("B") == [(link, "PF429"), (link, "B")]
+
+
+def test_an_answer_within_anothers_goes_to_all_who_wait_for_it(house: House) -> None:
+    typed = Handler("df", "typed", lambda data: data, decoder=msgspec.json.Decoder(int).decode)
+    house.register(typed)
+    one, other = house.link("bob"), house.link("bob")
+    second = house.packet("B", "df:typed", "no number", dependencies=["A"])
+    house.say(one, house.packet("A", "df:later"), second)
+    house.say(other, second)
+    house.do(house.suspended[0].set_result, 1)
+    house.pass_time(1)
+    assert sorted(house.outcomes("B")) == sorted([(one, "PF400"), (other, "PF400")])
+
+
+def test_a_success_within_anothers_answer_is_remembered(house: House) -> None:
+    link = house.link("bob")
+    second = house.packet("B", "ed:own", "B", dependencies=["A"])
+    house.say(link, second, house.packet("C", data="C", dependencies=["B"]))
+    house.gateway._dispatcher.tune(concurrency=1)
+    house.say(link, house.packet("L", "df:later"), house.packet("A", data="A"))
+    house.do(house.suspended[0].set_result, 1)
+    house.pass_time(1)
+    house.say(link, second)
+    house.pass_time(1)
+    assert house.runs == ["A", "B", "C"]
+    assert house.outcomes("C") == [(link, "C")]
+
+
+def test_ones_packet_never_ends_the_wait_of_anothers(house: House) -> None:
+    house.gateway.switch.leave_at_once = 512
+    evil, second, bob = house.link("alice"), house.link("alice"), house.link("bob")
+    house.worker("bob", "df:work")
+    for number in range(150):  # more than can be taken off the lists at once
+        others = [f"never{number}-{place}" for place in range(63)]
+        house.say(evil, house.packet(f"w{number}", "df:work", dependencies=["step", *others], timeout_ms=300_000))
+    house.pass_time(3)
+
+    def at_once() -> None:
+        house._lose(house.links[evil])
+        house._say(house.links[bob], (house.packet("b", "df:work", "bob's", dependencies=["step"]),))
+        house._say(house.links[second], (house.packet("step"),))
+
+    house.do(at_once)
+    assert not any('"b"' in line for line in house.heard or () if '"submit"' in line), "his own step has not ended"
+
+
+def test_thousands_that_wait_for_one_are_looked_at_in_turns(house: House) -> None:
+    link = house.link("bob")
+    for number in range(6000):
+        house.links[link].engine.heard(0)
+        house.say(link, house.packet(f"d{number}", dependencies=["a"])) if number % 1000 == 0 else house._say(
+            house.links[link], (house.packet(f"d{number}", dependencies=["a"]),)
+        )
+        if number == 4000:
+            link = house.link("bob")
+    house.say(link, house.packet("a"))
+    house.pass_time(1)
+    assert len(house.runs) == 6001
+
+
+# ---------------------------------------------------------------- what goes on without its link
+
+
+def test_what_a_stranger_left_is_no_answer_to_the_gateways_own_packet(house: House) -> None:
+    worker = house.worker("bob", "df:work")
+    got: list[Any] = []
+
+    async def own() -> None:
+        got.append(await house.gateway.submit(Packet("df", "work", "ours", id="nightly")))
+
+    task = house.do(house.loop.create_task, own())
+    house.settle()
+    stranger = house.link()
+    house.say(stranger, house.packet("nightly", "df:later", metadata={"retry": 1}))
+    house.leave(stranger)
+    house.do(house.suspended[0].set_result, "forged")
+    house.pass_time(0.5)
+    assert got == []
+    (work,) = house.work[worker]
+    result = {"packet_id": "nightly", "status": "success", "data": "done", "duration_ms": 0}
+    house.say(worker, house.frame("result", result, work["seq"]))
+    house.settle()
+    assert task.done()
+    assert got[0].data == "done"
+
+
+def test_two_principals_chose_one_id_and_their_links_go(house: House) -> None:
+    alice, bob, again = house.link("alice"), house.link("bob"), house.link("bob")
+    house.say(alice, house.packet("order", "df:later", metadata={"retry": 1}))
+    packet = house.packet("order", "df:later")
+    house.say(bob, packet)
+    house.say(again, packet)
+    house.leave(alice)
+    house.leave(bob)
+    assert house.gateway.switch.in_flight == 2
+    house.do(house.suspended[1].set_result, "bob's")
+    house.pass_time(0.1)
+    assert house.outcomes("order") == [(again, "bob's")]
+    house.do(house.suspended[0].set_result, "alice's")
+    house.pass_time(0.1)
+    assert house.gateway.switch.in_flight == 0
+
+
+@pytest.mark.parametrize("key", ["df:work", "df:later"])
+def test_what_outlives_an_anonymous_link_is_paid_for_by_all_of_them(house: House, key: str) -> None:
+    house.worker("bob", "df:work", window=1)
+    stored = house.gateway._principals.anonymous.stored
+    link = house.link()
+    account = house.links[link].engine.member.account  # type: ignore[union-attr]
+    packets = [house.packet(f"p{n}", key, "x" * 20_000, metadata={"retry": 1}) for n in range(20)]
+    house.say(link, *packets)
+    before = account.held
+    house.leave(link)
+    house.pass_time(0.1)
+    assert account.held == 0
+    assert stored.held > before // 2
+    for future in house.suspended:
+        house.do(future.set_result, 1)
+    house.pass_time(60)
+    assert stored.held == 0
+
+
+# ---------------------------------------------------------------- who may, who pays
+
+
+def test_what_waits_for_one_alone_goes_to_nobody_who_may_no_longer_have_it(house: House) -> None:
+    worker, client = house.worker("alice", "cf:work", window=1), house.link("bob")
+    for number in range(3):
+        house.say(client, house.packet(f"p{number}", "cf:work", metadata={"key": "a"}))
+    (first,) = house.work[worker]
+    house.reload(2)  # alice may handle df:work only
+    result = {"packet_id": "p0", "status": "success", "data": 1, "duration_ms": 0}
+    house.say(worker, house.frame("result", result, first["seq"]))
+    house.pass_time(1)
+    assert len(house.work[worker]) == 1
+    assert [code for n in (1, 2) for _, code in house.outcomes(f"p{n}")] == ["PF503", "PF503"]
+
+
+def test_the_same_packet_again_is_paid_for_and_counts_against_the_rate(house: House) -> None:
+    house.worker("bob", "df:work", window=1)
+    link = house.link("bob")
+    packets = [house.packet(f"p{n}", "df:work", dependencies=["never"]) for n in range(100)]
+    house.say(link, *packets)
+    before = house.held(link)
+    for _ in range(10):
+        house.say(link, *packets)
+    assert house.held(link) - before >= 100 * 10 * 100
+    house.reload(2)  # alice: two packets a second
+    alice = house.link("alice")
+    packet = house.packet("again")
+    for _ in range(10):
+        house.say(alice, *[packet] * 10)
+    codes = [code for _, code in house.outcomes("again")]
+    assert 1 <= codes.count(None) <= 10
+    assert codes.count("PF409") == 100 - codes.count(None)
+
+
+def test_what_a_link_announces_is_paid_for_while_it_lives(house: House) -> None:
+    one, other = house.link("bob", silent=False), house.link("alice", silent=False)
+    before = house.held(one)
+    known = len(house.gateway.switch.elements)
+    house.heartbeat(one, [f"df:e{n}" for n in range(1000)])
+    assert house.held(one) - before > 1000 * 1000
+    house.heartbeat(other, [f"df:e{n}" for n in range(500)])
+    paid = house.held(other)
+    house.heartbeat(one, [])
+    assert house.held(one) == before
+    assert house.held(other) > 4 * paid, "now it is the only one"
+    house.heartbeat(other, [])
+    assert len(house.gateway.switch.elements) == known
+    house.reload(2)
+    house.heartbeat(other, [f"cf:e{n}" for n in range(100)])  # it may not handle those
+    assert len(house.gateway.switch.elements) == known
+
+
+def test_a_full_table_of_elements_is_not_looked_through_for_each_and_leaves_room(house: House) -> None:
+    switch = house.gateway.switch
+    links = []
+    for number in range(131_072 // 1024 - 2):
+        links.append(house.link(silent=False))
+        house.heartbeat(links[-1], [f"df:l{number}-{n}" for n in range(1024)])
+    for place in range(100):
+        links.append(house.link(silent=False))
+        house.heartbeat(links[-1], [f"df:s{place}-{n}" for n in range(1024)])
+    assert len(switch.elements) <= 131_072
+    bob = house.link("bob", silent=False)
+    house.heartbeat(bob, ["df:late"])
+    assert [key for key in switch.elements if key == "df:late"]
+    house.register(Handler("df", "ours", lambda data: data))
+    house.say(bob, house.packet("p", "df:ours", 5))
+    assert house.outcomes("p") == [(bob, 5)]
+
+
+@pytest.mark.parametrize("count", [100, 1000])
+def test_what_waits_for_a_newcomers_word_waits_half_a_second(house: House, count: int) -> None:
+    client = house.link("bob")
+    house.pass_time(3)
+    house.link("bob", silent=False)
+    house.pass_time(0.3)
+    house.link("bob", silent=False)
+    house.pass_time(0.1)
+    house.say(client, *[house.packet(f"p{n}", "df:nobody") for n in range(count)])
+    house.pass_time(0.6)
+    assert all(house.outcomes(f"p{n}") == [(client, "PF001")] for n in (0, count // 2, count - 1))
