@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -68,3 +69,14 @@ async def hub() -> AsyncIterator[Gateway]:
     """A gateway without handlers of its own, which listens."""
     async with Gateway("ws://127.0.0.1:0/packetflow/v1") as gateway:
         yield gateway
+
+
+@pytest.fixture
+def log_as_it_was() -> Iterator[None]:
+    """A command that runs in this process sets up the log of all of it."""
+    handlers = logging.getLogger().handlers
+    before = [(handler, list(handler.filters), handler.formatter) for handler in handlers]
+    yield
+    for handler, filters, formatter in before:
+        handler.filters[:] = filters
+        handler.setFormatter(formatter)

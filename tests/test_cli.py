@@ -1,7 +1,8 @@
-"""The command line as a user meets it: in processes of its own."""
+"""The command line as a user meets it: in processes of its own, or in this one where that shows as much."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -13,6 +14,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from packetflow import Access, Gateway
+from packetflow.cli import demo as demo_module
+from packetflow.cli import main
+from packetflow.cli.bench import Histogram, bench, render
+from packetflow.cli.main import EndpointType, JsonType, _end_at_once, _until_signal
+from tests.helpers import ROLES, TOKENS, get, identities, until
 
 APP = """
 from packetflow import Reactor
@@ -197,3 +206,208 @@ def test_help_teaches(command: list[str]) -> None:
     assert done.returncode == 0
     assert "Usage:" in done.stdout
     assert len(done.stdout) > 100
+
+
+# ---------------------------------------------------------------- signals
+
+posix = pytest.mark.skipif(os.name != "posix", reason="signals between processes")
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """What would end this process raises SystemExit instead."""
+    killed: list[tuple[int, ...]] = []
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "kill", lambda *arguments: killed.append(arguments))
+    monkeypatch.setattr(os, "_exit", leave)
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(signal, "SIG_DFL", before)  # ... and its handler stays what it was
+    return killed
+
+
+@posix
+@pytest.mark.parametrize("system", ["posix", "nt"])
+def test_the_second_signal_ends_a_process_as_the_signal_would(
+    ends: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, system: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "name", system)
+        with pytest.raises(SystemExit) as caught:
+            _end_at_once(signal.SIGTERM)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert ends == ([(os.getpid(), signal.SIGTERM)] if system == "posix" else [])
+
+
+@posix
+def test_the_first_signal_lets_a_command_clean_up_and_the_second_does_not(ends: list[tuple[int, ...]]) -> None:
+    did = []
+
+    async def work() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            did.append("cleans up")
+            signal.raise_signal(signal.SIGINT)
+            did.append("has cleaned up")
+
+    with pytest.raises(SystemExit) as caught:
+        _until_signal(work())
+    assert caught.value.code == 128 + signal.SIGINT
+    assert did == ["cleans up"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="SIGHUP")
+def test_a_hangup_that_fails_is_logged_and_the_next_is_heard(caplog: pytest.LogCaptureFixture) -> None:
+    heard = []
+
+    async def on_hangup() -> None:
+        heard.append(len(heard))
+        if len(heard) == 1:
+            signal.raise_signal(signal.SIGHUP)
+            raise ValueError("the file is gone")
+
+    async def work() -> str:
+        signal.raise_signal(signal.SIGHUP)
+        await until(lambda: len(heard) == 2)
+        return "done"
+
+    assert _until_signal(work(), on_hangup) == "done"
+    assert [record.message for record in caplog.records] == ["SIGHUP changed nothing, or not everything"]
+
+
+@posix
+def test_a_gateway_without_a_configuration_has_nothing_to_read_again(tmp_path: Path) -> None:
+    process, line = start("gateway", "--port", "0", cwd=tmp_path, ready="handling the standard elements")
+    process.send_signal(signal.SIGHUP)
+    done = packetflow("submit", "rm:cache", '{"op":"incr","key":"k"}', "--endpoint", line.split()[2].rstrip(","))
+    assert done.returncode == 0
+    assert end(process) == 0
+
+
+@posix
+def test_top_goes_on_until_it_is_interrupted(served: tuple[str, Path]) -> None:
+    process, _ = start("top", "--interval", "0.1", "--endpoint", served[0], cwd=served[1], ready="^ws://")
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("ws://"):
+        pass
+    assert end(process, signal.SIGINT) == 0
+
+
+# ---------------------------------------------------------------- in this process
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("submit", "df:x", "--endpoint", "{endpoint}"), "expected credentials"),
+        (("top", "--once", "--endpoint", "{endpoint}"), "401: expected credentials"),
+        (("top", "--once", "--endpoint", "{endpoint}", "--token", "wrong"), "401: these credentials are not valid"),
+        (("top", "--once", "--endpoint", "ws://127.0.0.1:1"), "cannot read ws://127.0.0.1:1: "),
+        (("gateway", "--config", "gateway.toml", "--port", "1"), "--port: expected in gateway.toml"),
+        (("run", "packetflow_test_app:reactor"), "cannot connect to ws://127.0.0.1:1/"),
+        (("run", "packetflow_test_app:gateway"), "address already in use"),
+    ],
+)
+async def test_what_a_gateway_refuses_is_one_clear_line(
+    log_as_it_was: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1", access=Access.of(ROLES, identities())) as gateway:
+        (tmp_path / "packetflow_test_app.py").write_text(
+            "from packetflow import Gateway, Reactor\n"
+            'reactor = Reactor("ws://127.0.0.1:1/")\n'
+            f"gateway = Gateway({gateway.endpoint!r})\n"
+        )
+        done = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", "packetflow", *(one.format(endpoint=gateway.endpoint) for one in arguments),
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        _, told = await done.communicate()
+    (line,) = told.decode().splitlines()
+    assert line.startswith("Error: ")
+    assert expected in line
+    assert done.returncode == 2
+
+
+def test_an_import_that_fails_inside_an_application_is_its_own_failure(
+    log_as_it_was: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "packetflow_test_broken.py").write_text("import packetflow_is_not_here\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    done = CliRunner().invoke(main, ["run", "packetflow_test_broken:reactor"])
+    assert isinstance(done.exception, ModuleNotFoundError)
+    assert done.exception.name == "packetflow_is_not_here"
+
+
+async def test_top_reads_with_a_token_or_the_credentials_of_its_url() -> None:
+    from packetflow.cli.top import fetch
+
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1", access=Access.of(ROLES, identities())) as gateway:
+        read = await asyncio.to_thread(fetch, gateway.endpoint, TOKENS["admin"])
+        assert read.get("packetflow_handshakes_refused_total", "unauthenticated") == 0
+        url = gateway.endpoint.replace("ws://", f"ws://admin:{TOKENS['admin']}@")
+        assert (await asyncio.to_thread(fetch, url, None)).get("packetflow_connections") == 0
+        assert (await get(gateway, "/metrics"))[0] == 401
+
+
+def test_what_click_has_converted_already_stays_as_it_is() -> None:
+    assert JsonType().convert([1], None, None) == [1]
+    assert EndpointType().convert("ws://x", None, None) == "ws://x"
+
+
+def test_latencies_of_nothing() -> None:
+    histogram = Histogram()
+    assert histogram.rows() == []
+    assert histogram.quantile(0.5) == 0.0
+    histogram.add(5000.0)
+    assert histogram.quantile(1.0) <= 5000.0
+    assert [count for _, count in histogram.rows()] == [1]
+
+
+async def test_a_bench_whose_gateway_goes_away_ends_and_says_so(gateway: Gateway) -> None:
+    async with gateway:
+        measuring = asyncio.ensure_future(bench(gateway.endpoint, None, "df", "echo", 1, 1, 4, 60.0))
+        await until(lambda: gateway.switch.remembered > 10)
+        await gateway.stop(0)
+        figures = await measuring
+    assert figures["errors"] == {"PF502": 4} or sum(figures["errors"].values()) > 4
+    assert "errors   PF502: " in render(figures)
+
+
+async def test_the_demos_worker_ends_with_its_gateway(hub: Gateway) -> None:
+    working = asyncio.ensure_future(demo_module._work(hub.endpoint))
+    await hub.wait_for_reactor(demo_module.WORKER)
+    await hub.stop(0)
+    await working
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_demo_that_is_cancelled_leaves_no_worker(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo_module, "GRACE", 0.05)
+    said = ""
+
+    def says(what: str) -> bool:
+        nonlocal said
+        said += capsys.readouterr().out
+        return what in said
+
+    running = asyncio.ensure_future(demo_module.demo())
+    await until(lambda: says("client    connected"))
+    worker = int(said.partition("worker    process ")[2].partition(",")[0])
+    os.kill(worker, number)
+    if number == signal.SIGKILL:
+        await until(lambda: says("NoHandler"))  # the gateway knows that it has gone
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)

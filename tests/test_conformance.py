@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import itertools
 import json
-import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from packetflow import Access, ConnectionLost, Gateway, Identity, Reactor, Role
 from packetflow.cli import main
 from packetflow.conformance import Outcome, check_client, check_server
 from packetflow.conformance.rules import Broken, Rules, Skipped, expect
-from packetflow.conformance.wire import Peer, accept_handshake
+from packetflow.conformance.wire import Peer, accept_handshake, frame, messages, split
 from packetflow.gateway import hash_token
-from tests.helpers import certificate
+from tests.helpers import certificate, free_port
 
 
 def broken(outcomes: list[Outcome]) -> set[str]:
@@ -286,6 +286,14 @@ async def test_errors_of_the_connection_are_the_peers(error: Exception | None, p
     assert outcomes == [Outcome("something holds", "somewhere", "should", passed, note)]
 
 
+@pytest.mark.parametrize("mask", [None, b"\x00\x00\x00\x00", b"\x01\x02\x03\x04"])
+def test_frames_are_split_as_they_were_joined(mask: bytes | None) -> None:
+    payloads = [b"", b"[]", b'{"data":"%s"}' % (b"x" * 200), b'"%s"' % (b"x" * 70_000)]
+    data = b"".join(frame(payload, 1 if payload else 9, mask=mask) for payload in payloads)
+    assert split(data) == [(9, b""), *((1, payload) for payload in payloads[1:])]
+    assert messages(data) == [json.loads(payload) for payload in payloads[1:]]
+
+
 async def test_a_peer_reads_frames_of_every_length(gateway: Gateway) -> None:
     async with gateway:
         peer = await Peer.connect(gateway.endpoint)
@@ -293,7 +301,28 @@ async def test_a_peer_reads_frames_of_every_length(gateway: Gateway) -> None:
             packet = {"version": "1.0", "id": f"p{length}", "group": "df", "element": "echo", "priority": 5}
             await peer.send({"type": "submit", "seq": length, "payload": packet | {"data": "x" * length}})
             assert (await peer.message("result"))["payload"]["data"] == "x" * length
+        await peer.send(b"\x03\xe8", opcode=8)
+        assert await peer.close_code() == 1000
         peer.close()
+
+
+async def test_a_close_without_a_code_is_1005() -> None:
+    async def client(url: str) -> None:
+        peer = await Peer.connect(url)
+        await peer.send(b"", opcode=8)
+        peer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await accept_handshake(reader, writer)
+        peer = Peer(reader, writer, masks=False)
+        closed.set_result(await peer.close_code())
+        peer.close()
+
+    closed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    await client(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    assert await closed == 1005
+    server.close()
 
 
 async def test_a_peer_trusts_whom_the_system_trusts_unless_it_is_told_otherwise(tmp_path: Path) -> None:
@@ -521,17 +550,6 @@ async def test_no_client_comes() -> None:
 # ---------------------------------------------------------------- the command
 
 
-@pytest.fixture
-def log_as_it_was() -> Iterator[None]:
-    """A command that runs in this process sets up the log of all of it."""
-    handlers = logging.getLogger().handlers
-    before = [(handler, list(handler.filters), handler.formatter) for handler in handlers]
-    yield
-    for handler, filters, formatter in before:
-        handler.filters[:] = filters
-        handler.setFormatter(formatter)
-
-
 def test_the_command_says_that_nobody_is_there(log_as_it_was: None) -> None:
     done = CliRunner().invoke(main, ["conformance", "ws://127.0.0.1:1"])
     assert done.exit_code == 2
@@ -542,3 +560,56 @@ def test_the_command_says_that_no_client_came(log_as_it_was: None) -> None:
     done = CliRunner().invoke(main, ["conformance", "--listen", "ws://127.0.0.1:0", "--wait", "0.05"])
     assert done.exit_code == 2
     assert "no client came within 0.05 s" in done.output
+
+
+def listened(client: Callable[[str], Any], *options: str) -> tuple[int, list[str]]:
+    """The exit code and lines of the command that listens for this client."""
+    url = f"ws://127.0.0.1:{free_port()}"
+
+    async def dial() -> None:
+        while True:
+            try:
+                return await client(url)
+            except ConnectionError:  # it does not listen yet
+                await asyncio.sleep(0.01)
+
+    with ThreadPoolExecutor(1) as pool:
+        dialling = pool.submit(asyncio.run, dial())
+        done = CliRunner().invoke(main, ["conformance", "--listen", url, *options])
+        dialling.result()
+    return done.exit_code, done.output.splitlines()
+
+
+async def goes_at_once(url: str) -> None:
+    peer = await Peer.connect(url)
+    await peer.message("heartbeat")
+    peer.close()
+
+
+def test_the_command_prints_a_table_and_a_verdict(log_as_it_was: None) -> None:
+    code, lines = listened(goes_at_once)
+    assert code == 1
+    assert lines[0].startswith("listening on ws://127.0.0.1:")
+    assert any(line.startswith("pass  dials /packetflow/v1") for line in lines)
+    assert any(line.startswith("FAIL  answers a ping with its own payload") for line in lines)
+    assert any(line.startswith("weak  sends a heartbeat at once") for line in lines)
+    assert "      the client closed the connection" in lines
+    assert lines[-1].startswith("does not keep to the protocol: ")
+
+
+def test_the_command_prints_json_for_machines(log_as_it_was: None) -> None:
+    async def client(url: str) -> None:
+        async with Reactor(url, reconnect=False) as reactor:
+            await ask_until_done(reactor)
+
+    code, lines = listened(client, "--json")
+    assert code == 0
+    outcomes = [json.loads(line) for line in lines[1:]]
+    assert all(outcome["passed"] in (True, None) for outcome in outcomes)
+    assert sum(outcome["note"] == "it handles nothing" for outcome in outcomes) >= 5
+
+
+def test_the_command_wants_an_element_with_its_group(log_as_it_was: None) -> None:
+    done = CliRunner().invoke(main, ["conformance", "--element", "echo"])
+    assert done.exit_code == 2
+    assert "expected group:element" in done.output

@@ -19,6 +19,8 @@ __all__ = ["demo", "worker"]
 
 WORKER = "demo-worker"
 COUNT = 200_000
+GRACE = 5.0
+"""Seconds that the worker process has to end."""
 WORKFLOW = {
     "input": "step by step",
     "steps": [
@@ -87,12 +89,16 @@ async def demo() -> int:
                 await _show(client)
                 failed = await _load(client)
         finally:
-            if process.returncode is None:
-                process.terminate()
-            if not await within(5.0, process.wait()):
-                process.kill()
-                await process.wait()
+            await _end(process)
     return 1 if failed else 0
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.terminate()
+    if not await within(GRACE, process.wait()):
+        process.kill()
+        await process.wait()
 
 
 async def _show(client: Reactor) -> None:

@@ -27,7 +27,7 @@ from packetflow.conformance.rules import (
     vectors,
 )
 from packetflow.conformance.server import VALUES, failure, message, new, now, success
-from packetflow.conformance.wire import Peer, accept_handshake, frame
+from packetflow.conformance.wire import Peer, accept_handshake
 from packetflow.endpoint import parse_endpoint
 
 __all__ = ["check_client"]
@@ -272,9 +272,11 @@ async def _(session: Session) -> None:
     packet = new(ECHO, "in pieces")
     answer = session.answers[packet["id"]] = asyncio.get_running_loop().create_future()
     whole = message("submit", 900, packet)
-    write = session.peer.writer.write
-    write(frame(whole[:9], fin=False, mask=None) + frame(b"", 9, mask=None))
-    write(frame(whole[9:30], 0, fin=False, mask=None) + frame(whole[30:], 0, mask=None))
+    send = session.peer.send
+    await send(whole[:9], fin=False)
+    await send(b"", opcode=9)
+    await send(whole[9:30], opcode=0, fin=False)
+    await send(whole[30:], opcode=0)
     got = await session.within(answer, "an answer to a packet in three fragments")
     need(got["payload"].get("data") == "in pieces", f"expected the data of the packet, got {got['payload']}")
 

@@ -24,7 +24,7 @@ from packetflow.conformance.rules import (
     need,
     vectors,
 )
-from packetflow.conformance.wire import Peer, frame
+from packetflow.conformance.wire import Peer
 from packetflow.endpoint import parse_endpoint
 from packetflow.errors import ConnectionLost
 
@@ -237,7 +237,9 @@ async def _(session: Session) -> None:
     async with session.client() as client:
         packet = new("nobody.has.this")
         whole = message("submit", 1, packet)
-        client.writer.write(frame(whole[:20], fin=False) + frame(whole[20:50], 0, fin=False) + frame(b"", 9))
+        await client.send(whole[:20], fin=False)
+        await client.send(whole[20:50], opcode=0, fin=False)
+        await client.send(b"", opcode=9)
         await client.send(whole[50:], opcode=0)
         refused((await expect(client, "result", packet_id=packet["id"]))["payload"], "PF001", "PF403")
 
