@@ -517,3 +517,31 @@ def test_every_digest_is_compared_whatever_the_ones_before_said(monkeypatch: pyt
             access.identify(CIMultiDict({"Authorization": f"Bearer {token}"}), None)
         assert len(compared) == 4
         assert all(len(a) == len(b) == 64 for a, b in compared), "digests, not tokens"
+
+
+def test_a_role_has_lists_of_patterns() -> None:
+    for patterns in ("df:*", (5,)):
+        with pytest.raises(ValueError, match="role 'r', submit: expected a list of patterns"):
+            Role("r", submit=patterns)  # type: ignore[arg-type]
+
+
+def test_a_principal_is_refused_a_certificate_or_rate_that_is_none() -> None:
+    with pytest.raises(ValueError, match="certificate: expected a common name"):
+        Identity("i", "r", certificate="")
+    for rate in (-1, float("nan")):
+        with pytest.raises(ValueError, match="rate, burst: expected 0 or more"):
+            Identity("i", "r", rate=rate)
+
+
+def test_what_is_in_no_group_is_the_gateways_own() -> None:
+    assert len(set(Access.of(ROLES, identities()).masks("xx:y", {}))) == 1
+
+
+def test_a_certificate_of_nobody_here_is_as_good_as_none() -> None:
+    from multidict import CIMultiDict
+
+    certificate = {"subject": ((("commonName", "stranger.example"),),)}
+    with pytest.raises(PermissionError, match="expected credentials"):
+        Access.of(ROLES, identities()).identify(CIMultiDict(), certificate)
+    open_to_all = Access.of(ROLES, identities(), anonymous=ROLES[0])
+    assert open_to_all.identify(CIMultiDict(), certificate) is None

@@ -562,3 +562,12 @@ def test_a_flood_of_cut_handshakes_stays_within_the_bound_of_the_log(certificate
         assert process.wait(10) == 0
     assert 1 <= len(lines) <= 100
     assert not [line for line in lines if "Traceback" in line or line.startswith(" ")]
+
+
+def test_names_at_the_door_are_lists() -> None:
+    with pytest.raises(ValueError, match="allowed_hosts: expected a list"):
+        Door("127.0.0.1", hosts="packets.example")
+    with pytest.raises(ValueError, match="allowed_origins: expected a list"):
+        Door("127.0.0.1", origins="https://app.example")
+    with pytest.raises(ValueError, match="allowed_hosts: expected names such as"):
+        Door("127.0.0.1", hosts=["[1::2::3]"])

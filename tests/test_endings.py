@@ -24,6 +24,7 @@ import pytest
 import packetflow
 from packetflow import Gateway, Reactor
 from packetflow.conformance.wire import Peer, accept_of
+from packetflow.endings import Ending, within
 from packetflow.endpoint import parse_endpoint
 from packetflow.gateway import Template, processes
 
@@ -937,3 +938,35 @@ async def test_processes_do_not_outlive_a_gateway_that_nobody_stopped() -> None:
     assert len(pids) == 2
     for pid in pids:
         await gone(pid)
+
+
+async def test_an_ending_is_brought_nearer_whatever_it_is_about() -> None:
+    over = asyncio.Event()
+
+    async def work(ending: Ending) -> None:
+        await over.wait()
+
+    ending = Ending(work, 60.0)
+    waiting = asyncio.ensure_future(ending.wait(1.0))
+    await asyncio.sleep(0)
+    assert ending.deadline <= ending.now + 1.0
+    over.set()
+    await waiting
+
+
+async def test_an_ending_that_its_last_waiter_gave_up_is_over_for_who_asks_meanwhile() -> None:
+    async def work(ending: Ending) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    ending = Ending(work, 60.0)
+    first = asyncio.ensure_future(ending.wait(60.0))
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await ending.wait(60.0)
+
+
+async def test_within_its_time_or_not() -> None:
+    assert await within(5.0, asyncio.sleep(0))
+    assert not await within(0.001, asyncio.get_running_loop().create_future())

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
+import os
+import threading
 from collections.abc import Awaitable
 from typing import Annotated, Any, TypedDict
 
@@ -12,6 +15,7 @@ import pytest
 
 import packetflow
 from packetflow import Gateway, InvalidPacket, Packet, Reactor
+from packetflow.handling.offload import _Threads
 
 
 class User(msgspec.Struct):
@@ -232,3 +236,64 @@ async def test_an_exception_without_a_text_gives_its_name(gateway: Gateway, reac
     for element, name in (("odd", "Odd"), ("bare", "KeyError")):
         with pytest.raises(packetflow.HandlerError, match=name):
             await reactor.call("df", element)
+
+
+async def test_what_has_no_signature_takes_the_data(gateway: Gateway, reactor: Reactor) -> None:
+    gateway.register("df", "number", int)
+    assert await reactor.call("df", "number", "42") == 42
+
+
+async def test_what_blocks_fails_and_is_cancelled_in_a_thread_as_elsewhere(gateway: Gateway, reactor: Reactor) -> None:
+    def fail(data: Any) -> None:
+        raise LookupError(f"no {data}")
+
+    gateway.register("df", "fail", fail, offload="thread")
+    with pytest.raises(packetflow.HandlerError, match="no 7"):
+        await reactor.call("df", "fail", 7)
+
+
+def test_threads_are_made_up_to_the_bound_and_what_has_not_begun_is_cancelled() -> None:
+    threads = _Threads(1)
+    go_on, begun = threading.Event(), threading.Event()
+
+    def block() -> str:
+        begun.set()
+        go_on.wait()
+        return "done"
+
+    first = threads.submit(block)
+    begun.wait()
+    given_up, second = threads.submit(block), threads.submit(block)
+    assert given_up.cancel()
+    threads.shutdown()
+    go_on.set()
+    assert first.result() == "done"
+    assert second.cancelled()
+
+
+def test_one_that_was_given_up_is_not_begun() -> None:
+    threads = _Threads(1)
+    go_on, begun = threading.Event(), []
+    first = threads.submit(go_on.wait)
+    given_up, last = threads.submit(begun.append, 1), threads.submit(begun.append, 2)
+    assert given_up.cancel()
+    go_on.set()
+    last.result()
+    assert first.done()
+    assert begun == [2]
+    threads.shutdown()
+
+
+def die(data: Any) -> None:
+    os._exit(1)
+
+
+async def test_a_process_that_dies_fails_its_packet_and_the_next_gets_another(
+    gateway: Gateway, reactor: Reactor
+) -> None:
+    gateway.register("df", "die", die, offload="process")
+    gateway.register("df", "number", operator.neg, offload="process")
+    for _ in range(2):
+        with pytest.raises(packetflow.HandlerError, match="has died"):
+            await reactor.call("df", "die", None)
+    assert await reactor.call("df", "number", 5) == -5

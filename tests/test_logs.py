@@ -179,3 +179,29 @@ def test_a_failure_of_top_shows_no_control_characters() -> None:
     assert done.returncode == 2
     assert "401" in done.stderr
     assert not {"\x1b", "\u202e"} & set(done.stderr)
+
+
+def test_a_stack_counts_by_its_lines_and_is_cut_at_the_bound() -> None:
+    limit = RateLimit(most=4)
+    made = record("one")
+    made.stack_info = "Stack:\n  a\n  b\n  c\n  d"
+    assert limit.filter(made)
+    assert made.stack_info == "Stack:\n  a\n  b"
+    assert not limit.filter(record("no room"))
+    later = record("later", at=101.0)
+    assert limit.filter(later)
+    assert later.getMessage() == "later [3 lines before this one left out]"
+
+
+def test_a_traceback_without_room_is_left_out() -> None:
+    limit = RateLimit(most=1)
+    made = record("failed", error=raised("boom"))
+    assert limit.filter(made)
+    assert (made.exc_info, made.exc_text) == (None, None)
+
+
+def test_a_record_that_cannot_be_told_is_told_as_far_as_it_goes() -> None:
+    assert JsonFormatter().format(record("%d of them", "x")).count("%d of them ('x',)") == 1
+    made = record("odd")
+    made.exc_info = ("no", "exception", "at all")  # type: ignore[assignment]
+    assert json.loads(JsonFormatter().format(made))["exception"] == "'exception'"

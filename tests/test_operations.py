@@ -22,6 +22,7 @@ from packetflow.gateway import hash_token, new_token
 from packetflow.gateway.config import ConfigError, load_config
 from packetflow.gateway.web import metrics
 from packetflow.logs import JsonFormatter, RateLimit
+from packetflow.loop import loop_factory
 from packetflow.testing import pair
 from packetflow.tracing import current_traceparent, inject, trace_context, trace_id_of
 from tests.helpers import ROLES, TOKENS, free_port, get, identities, served
@@ -412,3 +413,38 @@ async def test_latencies_by_element_are_a_histogram_that_prometheus_reads() -> N
     assert {one.name: one.value for one in own}["packetflow_latency_seconds_count"] == 5
     ended = {tuple(one.labels.values()): one.value for one in families["packetflow_packets"].samples}
     assert ended["df:echo", "success"] == 5
+
+
+async def test_without_opentelemetry_the_trace_is_passed_on_by_ourselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+
+    async def handler(packet: Packet) -> str | None:
+        return current_traceparent()
+
+    assert await trace_context(Packet("df", "x", metadata={"traceparent": TRACE}), handler) == TRACE
+    assert current_traceparent() is None
+    assert trace_id_of(inject({})["metadata"]["traceparent"]) is not None
+
+
+async def test_a_span_tells_the_code_that_its_packet_failed_with() -> None:
+    spans: list[Any] = []
+
+    async def handler(packet: Packet) -> None:
+        from opentelemetry import trace
+
+        spans.append(trace.get_current_span())
+        raise PacketFlowError("no", code="PF418")
+
+    with pytest.raises(PacketFlowError, match="no"):
+        await trace_context(Packet("df", "x"), handler)
+    assert len(spans) == 1
+
+
+def test_without_uvloop_the_loop_is_asyncios_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert loop_factory() is None
+
+    async def name() -> str:
+        return type(asyncio.get_running_loop()).__module__
+
+    assert run(name()).startswith("asyncio.")

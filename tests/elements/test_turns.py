@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from packetflow.elements.turns import SLICE, Turns
+from packetflow.elements.turns import MAX_DEBTS, SLICE, Turn, Turns
 from pfcore.memory.budget import Account
 
 
@@ -228,3 +228,48 @@ async def test_rounds_come_when_whoever_shares_the_loop_says_so(clock: Clock) ->
     assert not waiting.done()
     asyncio.get_running_loop().call_soon(put_off.pop(0))
     await waiting
+
+
+async def test_a_turn_is_as_much_of_a_future_as_a_task_needs() -> None:
+    loop = asyncio.get_running_loop()
+    turn, told = Turn(loop), []
+    assert turn.get_loop() is loop
+    with pytest.raises(asyncio.InvalidStateError):
+        turn.result()
+    turn.add_done_callback(told.append)
+    assert turn.remove_done_callback(print) == 0
+    assert turn.remove_done_callback(told.append) == 1
+    turn.come()
+    assert (turn.done(), turn.cancelled(), turn.exception()) == (True, False, None)
+    await turn  # at once
+    assert told == []
+    turn.add_done_callback(told.append)
+    await asyncio.sleep(0)
+    assert told == [turn]
+
+
+async def test_what_is_owed_is_remembered_of_so_many_only(clock: Clock) -> None:
+    """Those who owe least are forgotten first."""
+    turns = Turns(asyncio.get_running_loop(), clock)
+    most, least = accounts("most", "least")
+    turns.took(most, 1.0)
+    turns.took(least, SLICE / 1000)
+    for account in accounts(*map(str, range(MAX_DEBTS))):
+        turns.took(account, SLICE / 2)
+    assert len(turns._debts) <= MAX_DEBTS
+    assert most in turns._debts
+    assert least not in turns._debts
+
+
+async def test_a_piece_may_close_all(clock: Clock) -> None:
+    turns = Turns(asyncio.get_running_loop(), clock)
+    one, other = accounts("one", "other")
+    did: list[Any] = []
+    turns.when(one, lambda: (did.append("one"), turns.close()))
+    turns.when(other, lambda: did.append("other"))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    turns.when(other, lambda: did.append("late"))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert did == ["one"]

@@ -366,3 +366,21 @@ async def test_a_lease_is_paid_for_until_it_ends() -> None:
     with pytest.raises(Overloaded, match="2 leases"):
         leases.check_room(account, holder, 2)
     alarms.close()
+
+
+async def test_alarms_that_are_closed_in_the_middle_of_many_ring_no_more() -> None:
+    loop = asyncio.get_running_loop()
+    alarms, rung = Alarms(loop), []
+
+    def ring() -> None:
+        rung.append(loop.time())
+        time.sleep(0.002)  # more than a slice
+
+    for _ in range(3):
+        alarms.at(0.0, ring)
+    while not rung:
+        await asyncio.sleep(0)
+    alarms.close()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert len(rung) == 1

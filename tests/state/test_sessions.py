@@ -164,3 +164,29 @@ def test_closing_ends_everything(sessions: Sessions) -> None:
     holding(sessions.own, ended, "the gateway's own")
     sessions.close()
     assert sorted(ended) == ["the gateway's own", "x"]
+
+
+def test_what_is_held_twice_under_one_key_is_held_once(sessions: Sessions) -> None:
+    ended: list[str] = []
+    session = sessions.of("link", 7)
+    session.hold(("lease", "x"), lambda: ended.append("before"))
+    session.hold(("lease", "x"), lambda: ended.append("after"))
+    assert session.count("lease") == 1
+    sessions.end(session)
+    sessions.end(session)  # again is nothing
+    assert ended == ["after"]
+
+
+def test_two_links_of_one_instance_share_a_session_until_the_last_has_gone(sessions: Sessions, time: Loop) -> None:
+    ended: list[str] = []
+    for link in ("link 1", "link 2"):
+        sessions.named(link, 7, "reactor", "secret")
+    session = sessions.of("link 1", 7)
+    assert sessions.of("link 2", 7) is session
+    holding(session, ended, "x")
+    sessions.lost("link 1")
+    time.pass_time(10)
+    assert ended == []
+    sessions.lost("link 2")
+    time.pass_time(5)
+    assert ended == ["x"]

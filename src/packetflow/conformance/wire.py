@@ -140,7 +140,7 @@ class Peer:
         return peer
 
     async def send(self, message: Any, **options: Any) -> None:
-        """One message, or a part of one: bytes as they are, anything else as JSON. ConnectionError once it is closed."""
+        """One message, or a part: bytes as they are, anything else as JSON. ConnectionError once it is closed."""
         if self.writer.is_closing():
             raise ConnectionResetError("the connection is closed")  # uvloop's transports raise RuntimeError
         payload = message if isinstance(message, bytes) else json.dumps(message).encode()

@@ -79,7 +79,7 @@ class HandlerRegistry:
             def decorate(function: F) -> F:
                 return self.register(group, element, function, concurrency=concurrency, offload=offload)
 
-            make_handler(group, element, _any_handler)  # a bad address fails here, not at the function
+            make_handler(group, element, lambda data: data)  # a bad address fails here, not at the function
             return decorate
         self._put(group, element, handler, concurrency, offload)
         self._registry.functions[group, element] = (handler, concurrency, offload)
@@ -132,7 +132,3 @@ class HandlerRegistry:
 
     def _handlers_changed(self) -> None:
         """Announces the change, where there is someone to announce it to."""
-
-
-def _any_handler(data: Any) -> Any:
-    return data

@@ -126,7 +126,7 @@ class Leases:
             return False
         if lease.account is not None:
             lease.account.release(LEASE_BYTES)
-        if lease._alarm is not None:
-            lease._alarm.cancel()
+        assert lease._alarm is not None
+        lease._alarm.cancel()
         lease.session.let_go(("lease", lease.id))
         return True

@@ -19,9 +19,6 @@ class Patterns(Generic[T]):
     def __bool__(self) -> bool:
         return bool(self._values)
 
-    def __contains__(self, pattern: str) -> bool:
-        return pattern in self._values
-
     def add(self, pattern: str, value: T) -> None:
         """Keeps a value under a pattern."""
         values = self._values.get(pattern)
