@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from packetflow import Gateway, Reactor
-from packetflow.elements import Bounds, loop, seq, step, transform
+from packetflow.elements import Bounds, branch, case, loop, seq, step, transform
 from tests.elements.conftest import refused
 from tests.helpers import until
 
@@ -33,6 +33,8 @@ ECHO = step("df", "echo", 1)
     [
         (seq(ECHO, ECHO, ECHO, ECHO), "PF400", "3"),
         (seq(seq(seq(ECHO))), "PF400", "2"),
+        (seq(seq(step("df", "tr", {"input": 1, "expression": "@"}))), "PF400", "2"),
+        (branch(*[case("`1`", ECHO)] * 3), "PF400", "3"),
         (loop(ECHO, times=6), "PF400", "max_iterations"),
         (loop(ECHO, times=1, max_iterations=6), "PF400", "5"),
         (transform([1] * 6, map=ECHO), "PF400", "5"),
@@ -175,3 +177,27 @@ async def test_so_many_leases_a_link() -> None:
             assert (error.code, "2 leases" in error.message) == ("PF429", True)
         await lease.free()
         await client.call("rm", "lock", {"key": "l"})
+
+
+async def test_a_page_of_the_cache_fits_an_answer() -> None:
+    async with (
+        Gateway("ws://127.0.0.1:0/packetflow/v1", elements=Bounds(value=1000)) as gateway,
+        Reactor(gateway.endpoint) as client,
+    ):
+        for name in "abc":
+            await client.cache.set(name, name * 400)
+        page = await client.call("rm", "cache", {"op": "list"})
+        assert [entry["key"] for entry in page["value"]] == ["a"]
+        assert [key async for key, _ in client.cache.list()] == ["a", "b", "c"]
+
+
+async def test_items_of_one_answer_fit_it() -> None:
+    async with (
+        Gateway("ws://127.0.0.1:0/packetflow/v1", elements=Bounds(value=1000)) as gateway,
+        Reactor(gateway.endpoint) as client,
+    ):
+        await client.stream("s").produce(*(name * 400 for name in "abc"))
+        taken = await client.call("df", "consume", {"stream": "s"})
+        assert [item["data"][0] for item in taken["items"]] == ["a", "b"]
+        taken = await client.call("df", "consume", {"stream": "s"})
+        assert [item["data"][0] for item in taken["items"]] == ["c"]

@@ -279,3 +279,8 @@ async def test_waiters_end_with_their_deadline_their_link_and_the_gateway(hub: G
     client._reconnect = False
     await hub.stop()
     assert (await refused(stopped)).code == "PF503"
+
+
+async def test_what_is_collected_is_seen_by_its_name_too(client: Reactor) -> None:
+    packet = loop(step("df", "add", [ref("index"), ref("results.last || `10`")], name="last"), times=3, collect=True)
+    assert await client.call("cf", "loop", packet["data"]) == [10, 11, 13]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from packetflow import Access, Gateway, Identity, Reactor, Role
 from packetflow.conformance.wire import Peer
-from packetflow.elements import Bounds, co, gather, step
+from packetflow.elements import Bounds, co, gather, in_memory, step
+from packetflow.errors import Overloaded
 from packetflow.gateway import hash_token
 from tests.elements.conftest import refused
 from tests.helpers import until
@@ -340,3 +342,116 @@ async def test_two_principals_may_vote_with_packets_of_one_id() -> None:
         packet = {"group": "co", "element": "vote", "id": "mine", "data": {"ballot": "v", "choice": 1, "voters": 2}}
         results = await asyncio.gather(one.submit(packet), two.submit(packet))
         assert [result.data["tally"] for result in results] == [[[1, 2]], [[1, 2]]]
+
+
+# ---------------------------------------------------------------- who comes and does not stay
+
+
+@pytest.mark.parametrize("parties", [0, 10_001])
+async def test_a_barrier_has_so_many_parties(client: Reactor, parties: int) -> None:
+    error = await refused(client.call("co", "sync", {"barrier": "b", "parties": parties}))
+    assert (error.code, "parties: expected 1 to 10,000" in error.message) == ("PF400", True)
+
+
+async def test_who_finds_no_room_to_wait_has_not_come() -> None:
+    async with (
+        Gateway("ws://127.0.0.1:0/packetflow/v1", elements=Bounds(waiters=1)) as hub,
+        Reactor(hub.endpoint) as client,
+    ):
+        first = asyncio.ensure_future(client.barrier("b", 3).wait("first"))
+        await until(lambda: waiting(hub, "barrier") == 1)
+        assert (await refused(client.barrier("b", 3).wait("second"))).code == "PF429"
+        assert hub._elements is not None
+        kept = await hub._elements.store.get("barrier", "b")
+        assert kept is not None
+        assert co.BARRIERS.decode("b", kept.value).data == [msgspec.Raw(b'"first"')]
+        voting = asyncio.ensure_future(client.vote("v", "yes", 3))
+        await until(lambda: waiting(hub, "ballot") == 1)
+        assert (await refused(client.vote("v", "no", 3))).code == "PF429"
+        kept = await hub._elements.store.get("ballot", "v")
+        assert kept is not None
+        assert len(co.BALLOTS.decode("v", kept.value).votes) == 1
+        await hub.stop(0)
+        for waits in (first, voting):
+            assert (await refused(waits)).code in ("PF502", "PF503")
+
+
+async def test_a_party_that_goes_while_it_comes_breaks_it() -> None:
+    """Nobody knows whether it has come: the store is far, and has not said yet."""
+    said = asyncio.Event()
+
+    class Far:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+            self.puts = 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
+        async def put(self, kind: str, *arguments: Any, **options: Any) -> Any:
+            entry = await self.inner.put(kind, *arguments, **options)
+            self.puts += kind == "barrier"
+            if kind == "barrier" and self.puts == 1:
+                await said.wait()
+            return entry
+
+    stores: list[Far] = []
+
+    def far(alarms: Any, bounds: Bounds) -> Any:
+        stores.append(Far(in_memory(alarms, bounds)))
+        return stores[-1]
+
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1", store=far) as hub, Reactor(hub.endpoint) as client:
+        lost = client.call("co", "sync", {"barrier": "b", "parties": 2}, timeout_ms=50)
+        assert (await refused(lost)).code == "PF408"
+        await until(lambda: stores[0].puts == 2)
+        kept = await stores[0].get("barrier", "b")
+        assert co.BARRIERS.decode("b", kept.value).generation == 1
+        assert sorted(await asyncio.gather(*(client.barrier("b", 2).wait(n) for n in range(2)))) == [[0, 1], [0, 1]]
+
+
+async def test_a_vote_that_is_taken_back_leaves_those_that_agreed_with_it(hub: Gateway, client: Reactor) -> None:
+    staying = asyncio.ensure_future(client.vote("v", "a", 5))
+    await until(lambda: waiting(hub, "ballot") == 1)
+    assert (await refused(client.vote("v", "a", 5, wait=0.02))).code == "PF408"
+    others = [asyncio.ensure_future(client.vote("v", choice, 5)) for choice in ("b", "a")]
+    await until(lambda: waiting(hub, "ballot") == 3)
+    decided = await client.vote("v", "a", 5)
+    assert decided == {"decision": "a", "tally": [["a", 3], ["b", 1]], "decided": True}
+    assert await asyncio.gather(staying, *others) == [decided] * 3
+
+
+async def test_a_ballot_is_of_so_many_voters(hub: Gateway, client: Reactor) -> None:
+    waits = asyncio.ensure_future(client.vote("v", ["a"], 3))
+    await until(lambda: waiting(hub, "ballot") == 1)
+    error = await refused(client.vote("v", ["a"], 4))
+    assert (error.code, "it is of 3 voters of whom 2 have to agree" in error.message) == ("PF400", True)
+    assert (await client.vote("v", ["a"], 3))["tally"] == [[["a"], 2]]
+    await waits
+
+
+async def test_one_that_has_gone_is_an_entry_of_its_own(
+    hub: Gateway, client: Reactor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Reactor(hub.endpoint, name="gone", reconnect=False) as gone:
+        gone.register("df", "echo", lambda data: data)
+        await until(lambda: len(hub.switch.reactors_for("df:echo")) == 2)
+        members = list(hub.switch.reactors_for("df:echo"))
+    await until(lambda: "gone" not in hub.reactors)
+    monkeypatch.setattr(hub._inside, "reactors_for", lambda key: members)
+    told = await client.broadcast("df", "echo", 1)
+    assert sorted(entry["status"] for entry in told) == ["error", "success"]
+    assert [entry["error"]["code"] for entry in told if entry["status"] == "error"] == ["PF502"]
+
+
+async def test_steps_that_were_refused_and_steps_with_much_data(hub: Gateway, client: Reactor) -> None:
+    def full(data: Any) -> None:
+        raise Overloaded("later")
+
+    hub.register("df", "full", full)
+    hub.register("df", "much", lambda data: "x" * 100_000)
+    packet = gather(step("df", "full"), step("df", "much"), need=1)
+    entries = await client.call(packet["group"], packet["element"], packet["data"])
+    assert len(entries[1]["data"]) == 100_000
+    packet = gather(step("df", "full"))
+    assert (await refused(client.call(packet["group"], packet["element"], packet["data"]))).code == "PF424"

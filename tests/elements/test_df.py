@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from packetflow import Gateway, Reactor
-from packetflow.elements import Bounds, reduce, ref, step, transform
+from packetflow.elements import Bounds, reduce, ref, step, streams, transform
 from packetflow.elements.streams import MAX_DELIVERIES
 from tests.elements.conftest import refused
 from tests.helpers import until
@@ -302,3 +302,73 @@ async def test_many_items_that_are_due_again(client: Reactor, hub: Gateway) -> N
 async def test_too_many_acknowledged_at_once(client: Reactor) -> None:
     error = await refused(client.call("df", "consume", {"stream": "s", "ack": [1] * 10_001}))
     assert (error.code, "10,000" in error.message) == ("PF400", True)
+
+
+async def test_reducing_from_an_initial_value_or_from_nothing(client: Reactor) -> None:
+    async def reduce(**data: Any) -> Any:
+        return await client.call("df", "reduce", data)
+
+    assert await reduce(input=[1, 2], op="sum", initial=10) == 13
+    assert await reduce(input=[], op="merge") is None
+    error = await refused(client.call("df", "reduce", {"input": [10**400], "op": "avg"}))
+    assert error.code == "PF400"
+
+
+async def test_too_many_produced_at_once(client: Reactor) -> None:
+    error = await refused(client.call("df", "produce", {"stream": "s", "items": [None] * 10_001}))
+    assert (error.code, "10,001" in error.message) == ("PF400", True)
+
+
+async def test_a_long_stream_that_is_done_with_is_dropped(hub: Gateway, client: Reactor) -> None:
+    count = 4200
+    await client.stream("s").produce(*range(count))
+    taken = await client.call("df", "consume", {"stream": "s", "max": 10_000})
+    assert len(taken["items"]) == count
+    await client.call("df", "consume", {"stream": "s", "max": 0, "ack": [item["id"] for item in taken["items"]]})
+    assert hub._elements is not None
+    assert (await hub._elements.store.extent("stream", "s"))[0] == 0
+
+
+async def test_so_many_consumer_names_read_a_stream(client: Reactor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "MAX_CONSUMERS", 2)
+    for name in "ab":
+        await client.call("df", "consume", {"stream": "s", "consumer": name, "max": 0})
+    error = await refused(client.call("df", "consume", {"stream": "s", "consumer": "c", "max": 0}))
+    assert (error.code, "2 consumer names" in error.message) == ("PF429", True)
+
+
+async def test_an_item_that_was_dropped_by_another_is_not_given_out_again(hub: Gateway, client: Reactor) -> None:
+    data = {"stream": "s", "redeliver_after_ms": 1}
+    await client.stream("s").produce("x")
+    (item,) = (await client.call("df", "consume", data))["items"]
+    assert hub._elements is not None
+    await hub._elements.store.trim("stream", "s", item["id"])
+    assert (await refused(client.call("df", "consume", {**data, "wait_ms": 30}))).code == "PF408"
+
+
+async def test_an_item_waits_while_the_dead_have_no_room() -> None:
+    async with (
+        Gateway("ws://127.0.0.1:0/packetflow/v1", elements=Bounds(stream_items=2)) as hub,
+        Reactor(hub.endpoint) as client,
+    ):
+        await client.stream("s.dead").produce("older", "old")
+        await client.stream("s").produce("x")
+        data = {"stream": "s", "redeliver_after_ms": 1}
+        for deliveries in range(1, 6):
+            (item,) = (await client.call("df", "consume", data))["items"]
+            assert item["deliveries"] == deliveries
+        assert (await refused(client.call("df", "consume", {**data, "wait_ms": 30}))).code == "PF408"
+        dead = (await client.call("df", "consume", {"stream": "s.dead"}))["items"]
+        await client.call("df", "consume", {"stream": "s.dead", "max": 0, "ack": [item["id"] for item in dead]})
+        assert (await refused(client.call("df", "consume", {**data, "wait_ms": 30}))).code == "PF408"
+        (item,) = (await client.call("df", "consume", {"stream": "s.dead"}))["items"]
+        assert item["data"] == "x"
+
+
+def test_what_is_given_out_again_and_again_is_noted_once() -> None:
+    progress = streams._Progress(0, 0)
+    for time in range(1000):
+        progress.give(1, time, float(time))
+    assert len(progress._due) <= 2 + 64 + 1
+    assert progress.next_due() == (999.0, 1)
+    assert progress.floor() == 0

@@ -344,3 +344,43 @@ async def test_a_timer_of_one_who_has_lost_his_credentials_does_nothing(heard: l
             await until(lambda: ran)
             assert ran == ["stayed"]
             await left.stop()
+
+
+async def test_ending_a_reaction_or_timer_again_is_nothing(hub: Gateway, client: Reactor) -> None:
+    await client.react("e", HEAR)
+    timer = await client.timer(HEAR, after=100)
+    assert hub._elements is not None
+    standing = list(hub._elements.standing.values())
+    for one in standing * 2:
+        one.end()
+    assert len(standing) == 2
+    assert hub._elements.standing == {}
+    assert not await timer.cancel()
+    assert await client.signal("e") == 0
+
+
+async def test_a_firing_that_fails_is_logged(client: Reactor, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "packetflow.elements")
+    timer = await client.timer(step("df", "echo", {"$": "length(`1`)"}), after=0)
+    await until(lambda: any(record.message.startswith(f"timer {timer.id}: ") for record in caplog.records))
+
+
+async def test_a_step_that_nobody_waits_for_and_that_comes_to_nothing_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "packetflow.elements")
+    role = Role("user", submit=("*:*",))
+    access = Access.of([role], [Identity("user", "user", tokens=(hash_token("token"),))])
+    begun = []
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1", access=access) as hub:
+        hub.register("df", "stays", lambda data: begun.append(data) or asyncio.get_running_loop().create_future())
+        async with Reactor(hub.endpoint, token="token", reconnect=False) as client:
+            await client.timer(step("df", "stays"), after=0)
+            await until(lambda: begun)
+            hub.set_access(Access.of([role], [Identity("other", "user", certificate="other")]))
+            await until(lambda: any("df:stays, which nobody waits for" in one.message for one in caplog.records))
+
+
+async def test_a_timer_is_within_a_year(client: Reactor) -> None:
+    at = int((time.time() + 400 * 86_400) * 1000)
+    assert (await refused(client.call("ed", "timer", {"packet": HEAR, "at": at}))).code == "PF400"

@@ -255,3 +255,67 @@ def test_expressions_are_remembered_in_one_place_only() -> None:
     for n in range(20):
         compile_expression(f"a.b{n}")
     assert len(Parser._CACHE) == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "expected"),
+    [
+        ("to_string('x')", None, "x"),
+        ("to_string(@)", {"a": 1}, '{"a":1}'),
+        ("to_number(@)", 5, 5),
+        ("to_number(@)", "5", 5),
+        ("contains(@, 'x')", ["x", 1], True),
+        ("contains(@, `1`)", ["x", 1], True),
+        ("contains(@, `[1]`)", [[1]], True),
+        ("contains('abc', 'b')", None, True),
+        ("min_by(@, &a).a", [{"a": 2}, {"a": 1}], 1),
+        ("max_by(@, &a).a", [{"a": 2}, {"a": 1}], 2),
+        ("'a' == 'a'", None, True),
+        ("`[1]` < `[2]`", None, None),
+        ("@[]", 5, None),
+        ("@[]", [1, [2, [3]]], [1, 2, [3]]),
+        ("max(@)", [], None),
+    ],
+)
+def test_functions_and_operators_give_what_they_say(text: str, value: Any, expected: Any) -> None:
+    assert compile_expression(text).of(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "reason"),
+    [
+        ("sort('x')", None, "sort"),
+        ("sort()", None, "sort"),
+        ("join('', @)", ["x" * 600_000] * 2, "more than 1,048,576 characters"),
+        ("[@]", "x" * 1_048_577, "more than 1,048,576 characters"),
+        ("@", json.loads("[" * 70 + "]" * 70), "nested deeper than 60"),
+    ],
+)
+def test_what_cannot_be_evaluated_says_why(text: str, value: Any, reason: str) -> None:
+    with pytest.raises(InvalidPacket, match=reason):
+        compile_expression(text).of(value)
+
+
+def test_a_name_that_is_not_there_is_null() -> None:
+    assert View({"input": msgspec.Raw(b"5")}, Meter()).plain("nothing || input") == 5
+
+
+def test_work_on_data_is_paid_for_before_it_is_done() -> None:
+    view = View({}, Meter(10, "there is no time left"))
+    view.pay(10)
+    with pytest.raises(InvalidPacket, match="data: there is no time left"):
+        view.pay(1)
+
+
+def test_references_insert_so_much_in_all() -> None:
+    large = msgspec.Raw(b'"%s"' % (b"x" * (expressions.MAX_NODES * 40)))
+    assert expand({"a": {"$": "input"}}, {"input": large}) == {"a": large}
+    with pytest.raises(InvalidPacket, match="they insert more than 100,000 nodes in all"):
+        expand({"a": {"$": "input"}, "b": {"$": "input"}}, {"input": large})
+
+
+def test_what_another_compiles_meanwhile_is_not_compiled_twice() -> None:
+    text = "a.b.c.d || 'compiled while its meter let others work'"
+    meter, found = Meter(), []
+    meter.cut(lambda: found.append(compile_expression(text)))
+    assert compile_expression(text, meter) is found[0]

@@ -443,3 +443,28 @@ async def test_a_fence_grows_when_the_gateway_starts_anew() -> None:
         async with Gateway("ws://127.0.0.1:0/packetflow/v1") as hub:
             fences.append((await hub.call("rm", "lock", {"key": "k"}))["fence"])
     assert fences[1] > fences[0] > 1.6e15
+
+
+async def test_a_step_under_a_lock_ends_with_its_packet_and_frees_it(client: Reactor) -> None:
+    packet = {"key": "k", "step": step("df", "sleep", 60)}
+    assert (await refused(client.call("rm", "lock", packet, timeout_ms=50))).code == "PF408"
+    async with client.lock("k"):
+        pass
+
+
+async def test_a_lock_that_is_another_s_by_now_is_not_freed(hub: Gateway, client: Reactor) -> None:
+    first = await client.call("rm", "lock", {"key": "k"})
+    assert hub._elements is not None
+    await hub._elements.store.delete("lock", "k")  # by another gateway, whose clock was ahead
+    second = await client.call("rm", "lock", {"key": "k"})
+    assert second["fence"] > first["fence"]
+    await client.call("rm", "free", {"lease": first["lease"]})
+    assert (await refused(client.call("rm", "lock", {"key": "k"}))).code == "PF409"
+
+
+async def test_adding_to_another_version_or_beyond_all_measure(client: Reactor) -> None:
+    version = await client.cache.set("n", 10**350)
+    error = await refused(cache(client, "incr", key="n", version=version + 1))
+    assert (error.code, error.details) == ("PF409", {"version": version})
+    error = await refused(cache(client, "incr", key="n", by=0.5))
+    assert (error.code, "larger than a number may be" in error.message) == ("PF400", True)

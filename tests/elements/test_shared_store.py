@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from packetflow import Gateway, Reactor
+from packetflow import Gateway, Packet, PacketTimeout, Reactor
 from packetflow.elements import Bounds, in_memory
+from packetflow.elements.co import BALLOTS
 from packetflow.elements.request import key_of
 from packetflow.elements.streams import CONSUMERS, FEW
 from packetflow.state import Alarms
@@ -157,3 +158,68 @@ async def test_a_store_that_holds_something_else(both: tuple[Reactor, Reactor]) 
         assert (await store.get("gate", "g")).value == b'{"open":"perhaps"}'  # type: ignore[union-attr]
     await until(lambda: store.names("gate") == 0)
     alarms.close()
+
+
+async def take(client: Reactor, **data: Any) -> list[Any]:
+    found = await client.call("df", "consume", {"stream": "s", **data})
+    return [item["data"] for item in found["items"]]
+
+
+async def test_what_a_name_at_the_other_gateway_has_not_acknowledged_stays(
+    both: tuple[Reactor, Reactor], shared: _Shared
+) -> None:
+    first, second = both
+    await first.stream("s").produce("a", "b")
+    assert await take(first, consumer="slow") == ["a", "b"]
+    found = await second.call("df", "consume", {"stream": "s", "consumer": "quick"})
+    await second.call(
+        "df", "consume", {"stream": "s", "consumer": "quick", "max": 0, "ack": [item["id"] for item in found["items"]]}
+    )
+    assert (await shared.extent("stream", "s"))[0] == 2
+
+
+@pytest.mark.parametrize("count", [1, FEW + 1])
+async def test_a_name_that_both_gateways_serve_misses_nothing(
+    both: tuple[Reactor, Reactor], shared: _Shared, count: int
+) -> None:
+    """Each gives out what it knows of; who finds that the other has told the store in between begins from that."""
+    first, second = both
+    items = [f"{n}" for n in range(2 * count)]
+    await first.stream("s").produce(*items)
+    taken = await take(first, max=count) + await take(second, max=count)
+
+    async def told() -> int:
+        entry = await shared.get("consumer", key_of("s", "default"))
+        return len(CONSUMERS.decode("s", entry.value).pending)
+
+    while await told() < count:
+        await asyncio.sleep(0.002)
+    await first.stream("s").produce("last")
+    while {*items, "last"} - set(taken):
+        for client in both:
+            try:
+                taken += await take(client, wait_ms=5, max=count, redeliver_after_ms=1)
+            except PacketTimeout:
+                pass
+
+
+async def test_the_same_packet_at_both_gateways_is_one_vote(both: tuple[Reactor, Reactor], shared: _Shared) -> None:
+    first, second = both
+    ballot = {"ballot": "v", "voters": 3}
+
+    async def counted(choice: str) -> None:
+        while True:
+            entry = await shared.get("ballot", "v")
+            counts = BALLOTS.decode("v", entry.value).choices.values() if entry is not None else ()
+            if [(bytes(one.choice), one.count) for one in counts] == [(b'"%s"' % choice.encode(), 1)]:
+                return
+            await asyncio.sleep(0.002)
+
+    before = first.submit(Packet("co", "vote", {**ballot, "choice": "before"}, id="same"))
+    await counted("before")
+    after = second.submit(Packet("co", "vote", {**ballot, "choice": "after"}, id="same"))
+    await counted("after")
+    before.cancel()  # and takes nothing back: its vote has been given anew
+    decided = await first.call("co", "vote", {**ballot, "choice": "after"})
+    assert decided["tally"] == [["after", 2]]
+    assert (await after).data == decided
