@@ -411,3 +411,9 @@ async def test_a_demo_that_is_cancelled_leaves_no_worker(
         await running
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
+
+
+def test_the_module_that_is_run_does_nothing_where_it_is_imported() -> None:
+    import packetflow.__main__
+
+    assert packetflow.__main__.main is main

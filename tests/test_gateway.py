@@ -8,6 +8,7 @@ import json
 import os
 import ssl
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import packetflow
 from packetflow import Gateway, Reactor
 from packetflow.conformance.wire import Peer, frame
 from pfcore.link.engine import Engine
+from tests.helpers import certificate
 
 PACKET = {"version": "1.0", "id": "a", "group": "df", "element": "echo", "data": 1, "priority": 5}
 
@@ -394,3 +396,85 @@ async def test_connections_that_end_wait_for_no_garbage_collector() -> None:
                     await asyncio.sleep(0.01)
         finally:
             gc.enable()
+
+
+def test_an_endpoint_and_its_context_of_tls_go_together() -> None:
+    with pytest.raises(ValueError, match="no user name or password"):
+        Gateway("ws://name:token@127.0.0.1:0/")
+    with pytest.raises(ValueError, match="expected wss://"):
+        Gateway("ws://127.0.0.1:0/", ssl=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+
+
+async def test_what_is_taken_out_has_to_be_there(gateway: Gateway) -> None:
+    with pytest.raises(KeyError):
+        gateway.unregister("df", "nothing")
+    gateway.unregister("df", "echo")
+    assert "df:echo" not in gateway.handles
+    async with gateway:
+        gateway.unregister("df", "fail")
+        assert "df:fail" not in gateway.handles
+
+
+async def test_serving_for_ever_goes_on_where_it_was_started(gateway: Gateway) -> None:
+    await gateway.start()
+    serving = asyncio.ensure_future(gateway.serve_forever())
+    async with Reactor(gateway.endpoint) as reactor:
+        assert await reactor.call("df", "echo", 1) == 1
+        gateway.set_window(7)
+        serving.cancel()
+        await asyncio.wait({serving})
+    assert not gateway.ready
+
+
+async def test_packets_that_outlast_the_grace_are_a_line_in_the_log(
+    gateway: Gateway, reactor: Reactor, caplog: pytest.LogCaptureFixture
+) -> None:
+    reply = reactor.call("df", "forever")
+    while not gateway.switch.in_flight:
+        await asyncio.sleep(0)
+    await gateway.stop(0)
+    with pytest.raises(packetflow.PacketFlowError):
+        await reply
+    assert any(record.message.startswith("1 packets were still under way") for record in caplog.records)
+
+
+async def test_access_may_not_be_loosened_where_others_reach_the_address() -> None:
+    role = packetflow.Role("r", submit=("*:*",))
+    closed = packetflow.Access.of([role], [])
+    with pytest.raises(ValueError, match="needs TLS, or principals"):
+        Gateway("ws://0.0.0.0:0", access=closed).set_access(packetflow.Access())
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1", elements=False) as gateway:
+        gateway.set_access(closed)
+        peer = await Peer.connect(gateway.endpoint)
+        assert peer.status == 401
+        peer.close()
+
+
+async def test_a_context_that_is_changed_before_the_start_is_the_one(tmp_path: Path) -> None:
+    certificate(tmp_path, "ca")
+    certificate(tmp_path, "gateway", "ca")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "gateway.pem", tmp_path / "gateway.key")
+    gateway = Gateway("wss://127.0.0.1:0/packetflow/v1", ssl=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    await gateway.set_ssl(context)
+    async with gateway:
+        peer = await Peer.connect(gateway.endpoint, ssl=ssl.create_default_context(cafile=tmp_path / "ca.pem"))
+        assert peer.status == 101
+        if sys.platform == "linux":  # no room for another socket: nothing is changed
+            import resource
+
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+            try:
+                with pytest.raises(OSError, match="Too many open files"):
+                    await gateway.set_ssl(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            again = await Peer.connect(gateway.endpoint, ssl=ssl.create_default_context(cafile=tmp_path / "ca.pem"))
+            again.close()
+        peer.close()
+
+
+async def test_a_named_reactor_is_submitted_packets_and_nothing_else(gateway: Gateway, reactor: Reactor) -> None:
+    with pytest.raises((TypeError, packetflow.InvalidPacket)):
+        await gateway.submit(5, reactor="r1")  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from packetflow import Gateway, Packet, Reactor, run
+from packetflow import Access, Gateway, Packet, Reactor, run
 from packetflow.cli.top import Snapshot, fetch, render_top
 from packetflow.conformance.wire import Peer
 from packetflow.elements import Bounds
@@ -448,3 +448,14 @@ def test_without_uvloop_the_loop_is_asyncios_own(monkeypatch: pytest.MonkeyPatch
         return type(asyncio.get_running_loop()).__module__
 
     assert run(name()).startswith("asyncio.")
+
+
+async def test_metrics_are_anyones_where_they_are_public_and_not_rendered_all_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("packetflow.gateway.web.MOST_TIME", 0.0)
+    access = Access.of(ROLES, identities())
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1", access=access, public_metrics=True) as gateway:
+        status, first = await get(gateway, "/metrics")
+        assert status == 200
+        assert (await get(gateway, "/metrics"))[1] == first, "a flood of scrapes is told what the last one was told"

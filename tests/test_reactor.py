@@ -665,3 +665,28 @@ async def test_reference_reactors_are_answered_and_understood(gateway: Gateway) 
         assert answer["payload"] | {"duration_ms": 0} == {"packet_id": "a", "status": "success", "data": "HI",
                                                           "duration_ms": 0}  # fmt: skip
         peer.close()
+
+
+async def test_of_several_gateways_the_next_is_dialled(gateway: Gateway) -> None:
+    with pytest.raises(ValueError, match="at least one URL"):
+        Reactor([])
+    async with gateway, Reactor(["ws://127.0.0.1:1/", gateway.endpoint]) as reactor:
+        assert reactor.endpoint == gateway.endpoint
+        assert await reactor.call("df", "echo", 1) == 1
+    with pytest.raises(packetflow.ConnectionLost):
+        await Reactor(["ws://127.0.0.1:1/", "ws://127.0.0.1:2/"]).start()
+
+
+async def test_what_a_gateway_says_instead_of_a_connection_is_told(gateway: Gateway) -> None:
+    async with gateway:
+        with pytest.raises(packetflow.ConnectionLost, match="no such path here"):
+            await Reactor(gateway.endpoint.replace("/v1", "/v2")).start()
+
+
+async def test_map_has_a_window(reactor: Reactor) -> None:
+    async def items() -> AsyncIterator[int]:
+        yield 1
+
+    for window in (0, 65_537):
+        with pytest.raises(ValueError, match="window: expected 1 to 65536"):
+            await anext(reactor.map("df", "echo", items(), window=window))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from packetflow import Access, Gateway, Identity, Reactor, Role
-from packetflow.gateway import Template, hash_token
+from packetflow.gateway import Template, hash_token, processes
 from packetflow.gateway.config import ConfigError, load_config
 from tests.elements.conftest import refused
 from tests.helpers import until
@@ -222,3 +222,63 @@ def test_templates_in_the_configuration(tmp_path: Path) -> None:
     assert len(caught.value.errors) >= 3
     path.write_text("[elements]\nenabled = false\n")
     assert load_config(path).settings["elements"] is False
+
+
+async def test_what_does_not_go_in_its_grace_is_killed_and_said(
+    gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    deaf = WORKER.replace(
+        "import asyncio, os", "import asyncio, os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    )
+    gateway.supervisor.templates["deaf"] = Template("deaf", (sys.executable, "-P", "-c", deaf), grace=0.05)
+    (reactor,) = (await admin(gateway, "spawn", reactor="deaf"))["spawned"]
+    pid = await gateway.call("df", "pid", reactor=reactor)
+    under_way = gateway.call("df", "slow", 60)
+    await until(lambda: gateway.reactors[reactor].member.outstanding)
+    scaling = gateway.call("mc", "scale", {"reactor": "deaf", "replicas": 0}, timeout_ms=100)
+    assert (await refused(scaling)).code == "PF408"  # something is still under way there
+    under_way.cancel()
+    assert await admin(gateway, "scale", reactor="deaf", replicas=0) == {"before": 1, "after": 0}
+    assert any("did not end within 0.05 s of SIGTERM" in record.message for record in caplog.records)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_one_that_cannot_be_started_again_is_tried_again(
+    gateway: Gateway, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    program = tmp_path / "worker"
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -P -c '{WORKER}'\n")
+    program.chmod(0o755)
+    gateway.supervisor.templates["moved"] = Template("moved", (str(program),))
+    (reactor,) = (await admin(gateway, "spawn", reactor="moved"))["spawned"]
+    pid = await gateway.call("df", "pid", reactor=reactor)
+    program.rename(tmp_path / "elsewhere")
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: any("cannot be started" in record.message for record in caplog.records))
+    (tmp_path / "elsewhere").rename(program)
+    await gateway.wait_for_reactor(reactor)
+    assert await gateway.call("df", "pid", reactor=reactor) != pid
+
+
+def test_a_template_has_room_for_one() -> None:
+    with pytest.raises(ValueError, match="most: expected at least 1, got 0"):
+        Template("t", ("x",), most=0)
+
+
+def test_a_forked_copy_kills_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[Any] = []
+    monkeypatch.setattr(processes, "_groups", {4_000_000: os.getpid() + 1})
+    monkeypatch.setattr(os, "killpg", lambda *arguments: killed.append(arguments))
+    processes.kill_all()
+    assert killed == []
+
+
+async def test_a_gateway_that_stops_starts_no_process(gateway: Gateway) -> None:
+    gateway.supervisor.refuse()
+    assert (await refused(gateway.call("mc", "spawn", {"reactor": "worker"}))).code == "PF503"
+
+
+async def test_how_many_may_wait_is_tuned(gateway: Gateway) -> None:
+    assert (await admin(gateway, "tune", set={"max_waiting": 77}))["settings"]["max_waiting"] == 77
+    assert gateway.switch.max_queue == 77

@@ -24,7 +24,7 @@ def _lengthen(servers: list[asyncio.Server]) -> None:
     for server in servers:
         for sock in server.sockets:
             double = socket.socket(fileno=os.dup(sock.fileno())) if os.name == "posix" else None
-            if double is not None:
+            if double is not None:  # pragma: no branch - Windows
                 double.listen(BACKLOG)
                 double.close()
 
@@ -106,7 +106,7 @@ class Listener:
     def abort_clients(self) -> None:
         """Cuts off every connection that was accepted, where the servers can."""
         for server in self._servers:
-            if hasattr(server, "abort_clients"):  # not asyncio's own before Python 3.13, which only Windows's loop uses
+            if hasattr(server, "abort_clients"):  # pragma: no branch - asyncio's before 3.13, on Windows only
                 server.abort_clients()
 
     async def wait_closed(self) -> None:

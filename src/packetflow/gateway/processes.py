@@ -51,9 +51,9 @@ def _signal(group: int, number: int) -> bool:
         if hasattr(os, "killpg"):
             os.killpg(group, number)
         else:
-            os.kill(group, number)
+            os.kill(group, number)  # pragma: no cover - Windows
     except PermissionError:
-        return True  # macOS says so of zombies; and of what changed its user
+        return True  # pragma: no cover - macOS says so of zombies; and of what changed its user
     except OSError:
         return False
     return True
@@ -291,7 +291,7 @@ class Supervisor:
             return
         if hasattr(os, "killpg"):
             _signal(group, signal.SIGKILL)
-        elif child.process is not None and child.process.returncode is None:
-            child.process.kill()
+        elif child.process is not None and child.process.returncode is None:  # pragma: no cover - Windows
+            child.process.kill()  # pragma: no cover - Windows
         child.group = None  # once its leader is reaped, the number may be given to others
         _groups.pop(group, None)

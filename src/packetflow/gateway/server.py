@@ -416,7 +416,7 @@ class Gateway(HandlerRegistry, Toolbox):
         """Cuts off who has not gone: links, and connections in the middle of a handshake or before it."""
         for link in list(self._links.values()):
             link.detach()
-        if hasattr(server, "abort_clients"):  # not asyncio's own before Python 3.13, which only Windows's loop uses
+        if hasattr(server, "abort_clients"):  # pragma: no branch - asyncio's own before 3.13, on Windows only
             server.abort_clients()
 
     def _clear(self, server: Any, message: str) -> None:
