@@ -289,3 +289,29 @@ def test_the_interpreter_ends_though_a_reactor_runs(endpoint: str, gateway: Gate
     )
     assert (done.returncode, done.stdout.split()[0]) == (0, "over"), done.stderr
     assert done.stderr == ""
+
+
+def test_what_a_handler_goes_on_with_when_its_reactor_stops_is_ended(endpoint: str, gateway: Gateway) -> None:
+    ended: list[str] = []
+    begun = threading.Event()
+
+    async def aside() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.append("aside")
+
+    reactor = Reactor(endpoint, name="blocking")
+    tasks = []
+
+    @reactor.register("df", "begin")
+    async def begin(data: Any) -> None:
+        tasks.append(asyncio.ensure_future(aside()))
+        await asyncio.sleep(0)
+        begun.set()
+
+    with reactor:
+        reactor.call("df", "begin")
+        assert begun.wait(20)
+    assert ended == ["aside"]
+    assert tasks[0].cancelled()

@@ -91,9 +91,49 @@ class _Slow(MemoryStore):
         return await super().put(kind, name, value, **options)
 
 
+class _FromZero(MemoryStore):
+    def __init__(self, alarms: Alarms) -> None:
+        super().__init__(alarms)
+        self._revision = -10
+
+
+class _Behind(MemoryStore):
+    def revision(self) -> int:
+        return 0
+
+
+class _OneLife(MemoryStore):
+    """The first time to live of a name is its only one."""
+
+    async def put(self, kind: str, name: str, value: bytes, *, ttl: float | None = None, **options: Any) -> Entry:
+        entry = await super().put(kind, name, value, ttl=ttl, **options)
+        slot = self._kinds[kind].slots[name]
+        if slot.alarm is None and name == "stays":
+            slot.alarm = self._alarms.at(0.0, lambda: self._take(kind, self._kinds[kind], name))
+        return entry
+
+
+class _CountsEach(MemoryStore):
+    """Every log has ids of its own."""
+
+    async def append(self, kind: str, name: str, *arguments: Any, **options: Any) -> tuple[int, int]:
+        first, last = await super().append(kind, name, *arguments, **options)
+        return (first, last) if name == "l" else (1, 1)
+
+
+class _LogsForNothing(MemoryStore):
+    async def append(self, *arguments: Any, owner: Any = None, **options: Any) -> tuple[int, int]:
+        return await super().append(*arguments, **options)
+
+
 @pytest.mark.parametrize(
     ("wrong", "name"),
     [
+        (_FromZero, "versions_grow"),
+        (_Behind, "versions_grow"),
+        (_OneLife, "values_leave_after_their_time"),
+        (_CountsEach, "logs_keep_their_order"),
+        (_LogsForNothing, "owners_pay"),
         (_NoCompare, "only_the_version_that_was_read"),
         (_BlindDelete, "only_the_version_that_was_read"),
         (_Restarted, "versions_grow"),

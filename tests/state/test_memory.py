@@ -384,3 +384,18 @@ async def test_alarms_that_are_closed_in_the_middle_of_many_ring_no_more() -> No
     for _ in range(3):
         await asyncio.sleep(0)
     assert len(rung) == 1
+
+
+def test_at_the_bound_in_names_the_least_recently_used_leave_where_values_may(store: MemoryStore) -> None:
+    for name in "abcd":
+        run(store.put("small", name, b"", size=1))
+    assert [name for name, _ in run(store.scan("small", "", "", 10))] == ["b", "c", "d"]
+
+
+def test_what_has_just_come_is_not_what_leaves(store: MemoryStore) -> None:
+    """Its owner has most of this kind, and nothing else of it."""
+    large, little = Account("large", 10_000), Account("little", 10_000)
+    run(store.put("small", "little", b"", size=60, owner=little))
+    run(store.put("small", "large", b"", size=90, owner=large))
+    assert [name for name, _ in run(store.scan("small", "", "", 10))] == ["large"]
+    assert little.held == 0
