@@ -57,12 +57,8 @@ async def test_a_wait_ends_with_its_session(lines: Lines) -> None:
 async def test_once_they_are_closed_nobody_waits(lines: Lines) -> None:
     first, second = waits(lines, nothing), waits(lines, nothing)
     await asyncio.sleep(0)
-    lines.wake("lock", "k")  # and before the first has looked
-    lines.close()
-    with pytest.raises(Unavailable):
-        await second
-    with pytest.raises(Unavailable):
-        await waits(lines, nothing)
-    first.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await first
+    lines.wake("lock", "k")
+    lines.close()  # before the first has looked
+    for waiting in (first, second, waits(lines, nothing)):
+        with pytest.raises(Unavailable):
+            await waiting

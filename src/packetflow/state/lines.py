@@ -90,6 +90,8 @@ class Lines:
                         found = await attempt()
                         if found is not None:
                             return found
+                    if self._closed and not place.turn.done():
+                        raise Unavailable("the gateway is stopping")  # it was woken just before, for nothing
                     await place.turn
                     place.turn = self._loop.create_future()
         finally:
