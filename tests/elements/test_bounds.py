@@ -26,6 +26,7 @@ async def small() -> AsyncIterator[tuple[Gateway, Reactor]]:
 
 
 ECHO = step("df", "echo", 1)
+ECHO_OF_ONE = step("df", "transform", {"input": 1, "expression": "@"})
 
 
 @pytest.mark.parametrize(
@@ -201,3 +202,22 @@ async def test_items_of_one_answer_fit_it() -> None:
         assert [item["data"][0] for item in taken["items"]] == ["a", "b"]
         taken = await client.call("df", "consume", {"stream": "s"})
         assert [item["data"][0] for item in taken["items"]] == ["c"]
+
+
+async def test_what_one_may_hold_bounds_the_results_of_steps_and_what_is_sent_to_many() -> None:
+    async with (
+        Gateway("ws://127.0.0.1:0/packetflow/v1", max_principal_bytes=1 << 20) as gateway,
+        Reactor(gateway.endpoint, name="one") as one,
+        Reactor(gateway.endpoint, name="two") as two,
+    ):
+        for reactor in (one, two):
+            reactor.register("df", "hear", lambda data: None)
+        gateway.register("df", "much", lambda data: "x" * 300_000)
+        await until(lambda: len(gateway.switch.reactors_for("df:hear")) == 2)
+        much = [step("df", "much", name=name) for name in "abcd"]
+        error = await refused(one.call("cf", "seq", seq(*much)["data"]))
+        assert error.code in ("PF429", "PF502")
+        # what is not kept by name makes room for the next
+        assert await one.call("cf", "seq", seq(*[step("df", "much")] * 3, ECHO_OF_ONE)["data"]) == 1
+        error = await refused(one.broadcast("df", "hear", "x" * 400_000))
+        assert error.code == "PF429"

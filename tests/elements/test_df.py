@@ -372,3 +372,8 @@ def test_what_is_given_out_again_and_again_is_noted_once() -> None:
     assert len(progress._due) <= 2 + 64 + 1
     assert progress.next_due() == (999.0, 1)
     assert progress.floor() == 0
+
+
+async def test_sums_of_fractions_and_what_no_fraction_can_be(client: Reactor) -> None:
+    error = await refused(client.call("df", "reduce", {"input": [0.5, 10**400], "op": "sum"}))
+    assert error.code == "PF400"

@@ -275,6 +275,8 @@ def test_expressions_are_remembered_in_one_place_only() -> None:
         ("@[]", 5, None),
         ("@[]", [1, [2, [3]]], [1, 2, [3]]),
         ("max(@)", [], None),
+        ("@[0:1]", 5, None),
+        ("@[0:1]", [1, 2], [1]),
     ],
 )
 def test_functions_and_operators_give_what_they_say(text: str, value: Any, expected: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from packetflow import Access, Gateway, Identity, Reactor, Role
-from packetflow.elements import seq, step
+from packetflow.elements import gather, seq, step
 from packetflow.gateway import hash_token, inside
 from tests.elements.conftest import refused
 from tests.helpers import until
@@ -122,3 +122,46 @@ async def test_large_results_of_steps_that_come_together_are_taken_a_few_at_a_ti
         left.append(len(elements.nests))
     assert max(before - after for before, after in itertools.pairwise(left)) <= 6
     assert [answer[0] for answer in await asyncio.gather(*sequences)] == [str(n % 10) for n in range(24)]
+
+
+@pytest.mark.parametrize("packet", [seq(step("df", "stays")), gather(step("df", "stays"))], ids=["seq", "gather"])
+async def test_steps_of_one_who_has_lost_his_credentials_end(packet: dict[str, Any]) -> None:
+    role = Role("user", submit=("*:*",))
+    begun, ended = [], []
+
+    async def stays(data: Any) -> None:
+        begun.append(data)
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.append(data)
+
+    access = Access.of([role], [Identity("user", "user", tokens=(hash_token("token"),))])
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1", access=access) as hub:
+        hub.register("df", "stays", stays)
+        async with Reactor(hub.endpoint, token="token", reconnect=False) as client:
+            waiting = asyncio.ensure_future(ask(client, packet))
+            await until(lambda: begun)
+            hub.set_access(Access.of([role], [Identity("other", "user", certificate="other")]))
+            assert (await refused(waiting)).code in ("PF401", "PF403", "PF502", "PF503")
+            await until(lambda: ended)
+        assert [key[0].name for key in ways(hub)] == ["gateway"]
+
+
+async def test_a_background_task_that_fails_is_logged_and_one_that_runs_ends_with_the_gateway(
+    hub: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fails() -> None:
+        raise LookupError("nothing there")
+
+    async def stays() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    assert hub._elements is not None
+    failing, staying = hub._elements.spawn(fails()), hub._elements.spawn(stays())
+    await asyncio.wait({failing})
+    await asyncio.sleep(0)
+    assert "a background task of the elements failed" in [record.message for record in caplog.records]
+    await hub.stop(0)
+    await asyncio.wait({staying})
+    assert staying.cancelled()

@@ -468,3 +468,13 @@ async def test_adding_to_another_version_or_beyond_all_measure(client: Reactor) 
     assert (error.code, error.details) == ("PF409", {"version": version})
     error = await refused(cache(client, "incr", key="n", by=0.5))
     assert (error.code, "larger than a number may be" in error.message) == ("PF400", True)
+
+
+async def test_a_step_under_a_lock_ends_when_it_is_cancelled(hub: Gateway, client: Reactor) -> None:
+    begun = []
+    hub.register("df", "stays", lambda data: begun.append(data) or asyncio.get_running_loop().create_future())
+    waiting = client.call("rm", "lock", {"key": "k", "step": step("df", "stays")})
+    await until(lambda: begun)
+    waiting.cancel()
+    async with client.lock("k"):
+        pass

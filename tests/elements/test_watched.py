@@ -113,3 +113,12 @@ def test_closing_leaves_no_alarm(store: Store, time: Loop) -> None:
     watched.close()
     time.pass_time(2 * KEPT)
     assert len(watched) == 0
+
+
+def test_of_two_that_one_owner_watches_one_may_go(store: Store, time: Loop) -> None:
+    watched = watched_in(store, time)
+    owner = Account("owner", 10_000)
+    watched.keep("key", "stays", owner)
+    with watched.watching("key", "goes", owner):
+        assert owner.held == 2 * PATTERN_BYTES
+    assert owner.held == PATTERN_BYTES

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from packetflow.state import Alarms, Session, Sessions
+from packetflow.state import Alarms, Lease, Leases, Session, Sessions
 
 
 class Loop:
@@ -190,3 +190,32 @@ def test_two_links_of_one_instance_share_a_session_until_the_last_has_gone(sessi
     sessions.lost("link 2")
     time.pass_time(5)
     assert ended == ["x"]
+
+
+def test_a_lease_in_a_session_that_has_ended_ends_once(sessions: Sessions, time: Loop) -> None:
+    """It is freed before the loop gets to its end, and nobody pays for it."""
+    alarms, ended = Alarms(time.loop), []
+    leases = Leases(alarms, lambda end, account: ended.append("late"))
+    session = sessions.of("link", 7)
+    sessions.end(session)
+
+    async def end(lease: Lease) -> None:
+        ended.append("freed")
+
+    lease = leases.grant("lock", "k", 7, session, 60.0, end)
+    assert time.loop.run_until_complete(leases.free(lease))
+    assert not time.loop.run_until_complete(leases.free(lease))
+    time.pass_time(100)
+    assert ended == ["freed"]
+
+
+def test_a_link_of_several_sessions_keeps_those_that_have_not_ended(sessions: Sessions, time: Loop) -> None:
+    ended: list[str] = []
+    before = sessions.of("link 1", 7)
+    holding(before, ended, "before")
+    sessions.named("link 2", 7, "reactor", "secret")
+    holding(sessions.of("link 2", 7), ended, "the reactor's")
+    sessions.named("link 1", 7, "reactor", "secret")  # it has a session already: the link keeps its own as well
+    sessions.end(before)
+    assert ended == ["before"]
+    assert sessions.of("link 1", 7) is sessions.of("link 2", 7)
