@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from packetflow import Access, Gateway, Identity, Reactor, Role
+from packetflow import Access, Forbidden, Gateway, Identity, Packet, Reactor, Role
 from packetflow.elements import gather, seq, step
 from packetflow.gateway import hash_token, inside
 from tests.elements.conftest import refused
@@ -165,3 +165,10 @@ async def test_a_background_task_that_fails_is_logged_and_one_that_runs_ends_wit
     await hub.stop(0)
     await asyncio.wait({staying})
     assert staying.cancelled()
+
+
+async def test_who_may_not_be_anonymous_submits_nothing() -> None:
+    access = Access.of([Role("user", submit=("*:*",))], [Identity("user", "user", certificate="user")])
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1", access=access) as hub:
+        with pytest.raises(Forbidden, match="principal 'anonymous' is no more"):
+            hub._inside.submit_as(hub._principals.anonymous, Packet("df", "echo"))

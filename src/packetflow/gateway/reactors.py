@@ -172,7 +172,7 @@ class Reactors:
         self._refused.discard(engine)
         self.by_name[name] = peer
         for waiter in self._waiting.pop(name, ()):
-            if not waiter.done():
+            if not waiter.done():  # pragma: no branch - it was cancelled in this very iteration
                 waiter.set_result(None)
 
     def _number(self, known: _Name, name: str, before: int | None) -> int:
