@@ -417,3 +417,9 @@ def test_the_module_that_is_run_does_nothing_where_it_is_imported() -> None:
     import packetflow.__main__
 
     assert packetflow.__main__.main is main
+
+
+def test_a_command_that_is_called_begins_no_process_anew(log_as_it_was: None) -> None:
+    done = CliRunner().invoke(main, ["gateway", "--host", "0.0.0.0"])
+    assert done.exit_code == 2
+    assert "insecure" in done.output

@@ -6,11 +6,12 @@ import io
 import json
 import logging
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from packetflow.logs import JsonFormatter, RateLimit, TextFormatter, escape_controls
+from packetflow.logs import HandlerErrors, JsonFormatter, RateLimit, TextFormatter, escape_controls
 
 NASTY = ["\x00", "\x07", "\x1b[2J", "\n", "\r", "\t", "\x7f", "\x85", "\x9b31m", "\u2028", "\u2029", "\u202e", "\u2066",
          "\u061c", "\u200f", "\ud800"]  # fmt: skip
@@ -205,3 +206,18 @@ def test_a_record_that_cannot_be_told_is_told_as_far_as_it_goes() -> None:
     made = record("odd")
     made.exc_info = ("no", "exception", "at all")  # type: ignore[assignment]
     assert json.loads(JsonFormatter().format(made))["exception"] == "'exception'"
+
+
+def test_failures_of_handlers_that_were_too_many_are_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [7.0]
+    monkeypatch.setattr("packetflow.logs.time", SimpleNamespace(monotonic=lambda: now[0]))
+    errors = HandlerErrors()
+    for _ in range(HandlerErrors.MOST + 3):
+        errors("df:x", "p", ValueError("no"))
+    now[0] += 1
+    errors("df:x", "p", ValueError("no"))
+    messages = [one.message for one in caplog.records]
+    assert messages.count("the handler for df:x failed") == HandlerErrors.MOST + 1
+    assert "3 more failures of handlers were not logged" in messages

@@ -25,7 +25,7 @@ from packetflow.logs import JsonFormatter, RateLimit
 from packetflow.loop import loop_factory
 from packetflow.testing import pair
 from packetflow.tracing import current_traceparent, inject, trace_context, trace_id_of
-from tests.helpers import ROLES, TOKENS, free_port, get, identities, served
+from tests.helpers import ROLES, TOKENS, certificate, free_port, get, identities, served
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -459,3 +459,20 @@ async def test_metrics_are_anyones_where_they_are_public_and_not_rendered_all_th
         status, first = await get(gateway, "/metrics")
         assert status == 200
         assert (await get(gateway, "/metrics"))[1] == first, "a flood of scrapes is told what the last one was told"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGHUP")
+def test_a_gateway_that_runs_does_not_begin_to_use_tls(tmp_path: Path) -> None:
+    certificate(tmp_path, "gateway")
+    config = tmp_path / "gateway.toml"
+    config.write_text(CONFIG.format(port=0, digest="0" * 64))
+    with served("--config", "gateway.toml", cwd=tmp_path) as process:
+        assert process.stderr is not None
+        config.write_text(
+            CONFIG.format(port=0, digest="0" * 64) + '[tls]\ncertificate = "gateway.pem"\nkey = "gateway.key"\n'
+        )
+        process.send_signal(signal.SIGHUP)
+        while "cannot begin or cease to use TLS" not in (line := process.stderr.readline()):
+            assert line
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
