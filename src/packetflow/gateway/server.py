@@ -479,9 +479,7 @@ class Gateway(HandlerRegistry, Toolbox):
             for principal in gone:
                 self._elements.sessions.end_principal(principal.number)
                 # what the elements keep for a principal beyond its sessions
-                end = getattr(self._elements, "end_principal", None)
-                if end is not None:
-                    end(principal)
+                self._elements.end_principal(principal)
         self._inside.keep_only(self._principals.alive)
         for member in self._switch.links:
             if member.principal.role == NOBODY_ROLE:
