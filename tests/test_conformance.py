@@ -490,7 +490,7 @@ async def test_a_client_that_finds_its_submits_by_seq_alone_is_told_so_and_goes_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As the listings do."""
-    monkeypatch.setattr("packetflow.conformance.client.PATIENCE", 0.5)
+    monkeypatch.setattr("packetflow.conformance.client.PATIENCE", 0.25)
 
     async def client(url: str) -> None:
         peer = await Peer.connect(url)
