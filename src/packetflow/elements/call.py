@@ -111,8 +111,11 @@ class Call:
     @classmethod
     def of(cls, standing: Standing, depth: int, cause: Cause) -> Call:
         """What a timer or reaction does when it is due: as the packet that set it up, which has long ended."""
+        runtime = standing.runtime
+        if depth > runtime.bounds.nesting:
+            raise InvalidPacket(f"elements are nested {depth} deep, at most {runtime.bounds.nesting} may be")
         call = cls.__new__(cls)
-        call.runtime = standing.runtime
+        call.runtime = runtime
         call.id = ""
         call.priority = standing.priority
         call.metadata = standing.metadata

@@ -98,9 +98,9 @@ class Meter:
         """It is time for a look, or nothing is left."""
         if self.left < 0:
             raise _OverBudget(self.reason)
-        assert self._look is not None  # else the floor is 0
-        self.floor = max(0, self.left - BETWEEN)
-        self._look()
+        if self._look is not None:
+            self.floor = max(0, self.left - BETWEEN)
+            self._look()
 
 
 def decoding_cost(data: bytes) -> int:
@@ -573,9 +573,10 @@ def _count(value: Any, meter: Meter, weight: int = 2) -> int:
                 raise _OverBudget("its value is not one that JSON can say")
         if nodes > MAX_NODES or len(todo) > MAX_NODES:
             raise _OverBudget(f"its value has more than {MAX_NODES:,} nodes")
-        due = (nodes * weight >> 2) + 3 * containers + len(todo)  # each container is 3 more, and one less to do
-        meter.take(due - paid)
-        paid = due
+        due = (nodes * weight >> 2) + 3 * containers + len(todo)
+        if due > paid:
+            meter.take(due - paid)
+            paid = due
     return nodes
 
 
@@ -585,7 +586,8 @@ def _depth(tree: Any) -> int:
     while todo:
         node, depth = todo.pop()
         deepest = max(deepest, depth)
-        todo.extend((child, depth + 1) for child in node.get("children", ()) if isinstance(child, dict))
+        if isinstance(node, dict):
+            todo.extend((child, depth + 1) for child in node.get("children", ()) if isinstance(child, dict))
     return deepest
 
 

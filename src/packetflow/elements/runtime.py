@@ -107,10 +107,12 @@ class Runtime:
         self.rooms: dict[str, Any] = {}
         """What a group's module keeps for itself, by its name."""
         for kind, line in WAITED_FOR.items():
-            self.store.watch(kind, "*", functools.partial(self._changed, line))
+            self.store.watch(kind, "*", functools.partial(self._changed, kind, line))
 
-    def _changed(self, line: str, change: Change) -> None:
+    def _changed(self, kind: str, line: str, change: Change) -> None:
         """Something was put, deleted, or has had its time, here or at another gateway of the same store."""
+        if change.entry is None and kind in self.rooms:
+            self.rooms[kind].pop(change.name, None)  # of an end, how many were to read it
         self.lines.wake(line, change.name)
 
     def handlers(self) -> list[Handler]:
