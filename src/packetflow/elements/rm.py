@@ -11,7 +11,7 @@ import msgspec
 from packetflow.elements.call import Call
 from packetflow.elements.kept import Kind
 from packetflow.elements.request import Int, Request, Step, check_name, check_size, check_ttl, element
-from packetflow.errors import Conflict, InvalidPacket, Overloaded, PacketFlowError
+from packetflow.errors import Conflict, InvalidPacket, Overloaded, PacketFlowError, PacketTimeout
 from packetflow.state import Entry, Lease, VersionMismatch
 
 __all__ = ["ELEMENTS"]
@@ -144,6 +144,7 @@ async def lock(call: Call, request: Lock) -> Any:
         return _renew(call, request, ttl)
     if request.key is None:
         raise InvalidPacket("expected key, or lease to renew")
+    left = math.inf
     if request.step is not None:
         # the lock must outlive its step, and needs not outlive its packet
         left = max(1, call.remaining_ms()) / 1000
@@ -158,6 +159,8 @@ async def lock(call: Call, request: Lock) -> Any:
         return await running
     except asyncio.CancelledError:
         if call.runtime.leases.find(lease.id, lease.principal) is None:
+            if ttl >= left:
+                raise PacketTimeout(f"lock {request.key!r}: the deadline passed before the step had ended") from None
             raise Conflict(f"lock {request.key!r}: its time was over before the step had ended") from None
         raise
     finally:
