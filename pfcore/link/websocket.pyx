@@ -872,7 +872,7 @@ class Gate:
 
 
 cdef class MessageLink(Link):
-    """A link that hands whole messages to `on_message`, as ``(link, bytes, text)``: for tests of the WebSocket rules."""
+    """A link that hands whole messages to `on_message`, as ``(link, bytes, text)``: for tests of RFC 6455."""
 
     cdef object on_message
 

@@ -17,8 +17,7 @@ cdef class Dependencies:
         FlightTable flights
         dict awaited             # (principal number, id) -> {Flight: None}
         object unwanted          # deque of (principal number, ids, Flight): still in `awaited`, but waits no longer
-        object released          # deque of (principal number, id, success, iterator of Flights): what has ended, and who
-                                 # waited for it and was not looked at yet
+        object released          # deque of (principal number, id, success, iterator): ended; who waited is looked at
         object ready             # deque of (Flight, seq, failed id or None): what they waited for has ended
         Py_ssize_t swept         # entries of `awaited` taken off or looked at in this iteration
         Py_ssize_t begun         # packets that were started, or failed, since then

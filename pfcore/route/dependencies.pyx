@@ -96,7 +96,6 @@ cdef class Dependencies:
         return 0
 
     cdef int ended(self, int32_t number, bytes packet_id, bint success, Way way, int64_t now) except -1:
-        cdef Flight flight
         waiting = self.awaited.pop((number, packet_id), None)
         if waiting is None:
             return 0

@@ -209,7 +209,8 @@ cdef class Flow(Way):
             if flight.fingerprint != fingerprint:
                 return self._refuse_packet(engine, reader, "PF409", "another packet with this id is in flight", None)
             if not principal.owe(now):
-                return self._refuse_packet(engine, reader, "PF409", "this packet is under way, and was sent too often", None)
+                return self._refuse_packet(
+                    engine, reader, "PF409", "this packet is under way, and was sent too often", None)
             return self._attach(flight, member, reader.seq)
         outcome = ledger.find(tag, principal.number, reader.id.p, reader.id.n, now)
         if outcome != NULL:
@@ -219,7 +220,8 @@ cdef class Flow(Way):
                     engine, reader, "PF409", "another packet with this id has ended" if payload != NULL
                     else "this packet has ended, and its result is no longer kept", None)
             if not principal.owe(now):
-                return self._refuse_packet(engine, reader, "PF409", "this packet has ended, and was sent too often", None)
+                return self._refuse_packet(
+                    engine, reader, "PF409", "this packet has ended, and was sent too often", None)
             self.duplicates += 1
             return self.write_result(member, reader.seq, payload, outcome.length)
         if self.draining:

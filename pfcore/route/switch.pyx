@@ -125,7 +125,7 @@ cdef class Switch(Flow):
         self.started = now
 
     def set_inner(self, Engine engine not None):
-        """Who keeps packets that go on without the link that they came by: an engine of its own, which is heard by nobody.
+        """Who keeps packets that go on without the link that they came by: an engine of its own, heard by nobody.
 
         It must be no end of a link, of the gateway's own ones neither: who submits
         there would take their answers for those to packets of his of the same id.
