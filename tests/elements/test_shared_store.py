@@ -124,6 +124,47 @@ async def test_another_gateway_goes_on_where_one_has_read(
     assert (await second.call("df", "produce", {"stream": "s", "items": []}))["length"] == 0
 
 
+async def test_what_changes_while_the_store_is_told_is_told_too(shared: Any, both: tuple[Reactor, Reactor]) -> None:
+    first, _ = both
+    count = FEW + 1
+    for name in ("s", "t"):
+        await first.call("df", "produce", {"stream": name, "items": list(range(count))})
+        await first.call("df", "consume", {"stream": name, "max": 0})
+    put, far, told_of = shared.inner.put, asyncio.Event(), asyncio.Event()
+
+    async def slow(kind: str, name: str, *arguments: Any, **options: Any) -> Any:
+        if kind == CONSUMERS.name and name == key_of("t", "default"):
+            told_of.set()
+            await far.wait()
+        return await put(kind, name, *arguments, **options)
+
+    shared.inner.put = slow
+    await first.call("df", "consume", {"stream": "t", "max": count})
+    await told_of.wait()
+    await first.call("df", "consume", {"stream": "s", "max": count})  # meanwhile, and nobody comes after it
+    far.set()
+    await told(shared, count)
+
+
+async def test_a_store_that_cannot_be_told_just_now_is_told_later(shared: Any, both: tuple[Reactor, Reactor]) -> None:
+    first, _ = both
+    count = FEW + 1
+    await first.call("df", "produce", {"stream": "s", "items": list(range(count))})
+    await first.call("df", "consume", {"stream": "s", "max": 0})
+    put, refusals = shared.inner.put, [1, 2]
+
+    async def weak(kind: str, *arguments: Any, **options: Any) -> Any:
+        if kind == CONSUMERS.name and refusals:
+            refusals.pop()
+            raise ConnectionError("not just now")
+        return await put(kind, *arguments, **options)
+
+    shared.inner.put = weak
+    await first.call("df", "consume", {"stream": "s", "max": count})
+    await told(shared, count)
+    assert refusals == []
+
+
 async def test_what_one_has_not_acknowledged_comes_again_from_the_other(both: tuple[Reactor, Reactor]) -> None:
     first, second = both
     await first.call("df", "produce", {"stream": "s", "items": ["x"]})

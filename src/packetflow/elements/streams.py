@@ -35,8 +35,6 @@ PENDING_BYTES = 320
 """What an item takes that was given out and is not acknowledged yet."""
 ITEM_BYTES = 200
 """What an item that is on its way into a stream takes besides its text."""
-
-
 FEW = 64
 """Such a progress is told to the store with every change; of one with more pending that takes too long."""
 SAVE_S = 0.1
@@ -196,10 +194,7 @@ class _Reader:
             return
         readers.changed[self.key] = self.call.stored
         if not readers.saving:
-            readers.saving = True
-            call = self.call
-            alarms = call.runtime.alarms
-            alarms.at(alarms.now() + SAVE_S, lambda: call.runtime.spawn(_save(call, readers)))
+            _save_later(self.call, readers)
 
 
 async def _put(call: Call, key: str, progress: _Progress, owner: Account | None, must: bool) -> None:
@@ -215,8 +210,14 @@ async def _put(call: Call, key: str, progress: _Progress, owner: Account | None,
     progress.version = entry.version
 
 
+def _save_later(call: Call, readers: _Readers) -> None:
+    readers.saving = True
+    alarms = call.runtime.alarms
+    alarms.at(alarms.now() + SAVE_S, lambda: call.runtime.spawn(_save(call, readers)))
+
+
 async def _save(call: Call, readers: _Readers) -> None:
-    """Tells the store of all that has changed."""
+    """Tells the store of all that has changed; of what has changed meanwhile, or could not be told, a little later."""
     try:
         for key in list(readers.changed):
             progress = readers.known.get(key)
@@ -224,14 +225,19 @@ async def _save(call: Call, readers: _Readers) -> None:
                 readers.changed.pop(key, None)
                 continue
             async with progress.turn:
-                owner = readers.changed.pop(key)
                 try:
-                    await _put(call, key, progress, owner, must=True)
+                    await _put(call, key, progress, readers.changed[key], must=True)
+                    del readers.changed[key]
                 except VersionMismatch:
                     _lose(readers, key, progress)
             await asyncio.sleep(0)  # each may be a millisecond
+    except asyncio.CancelledError:
+        readers.changed.clear()  # the gateway has ended
+        raise
     finally:
         readers.saving = False
+        if readers.changed:
+            _save_later(call, readers)
 
 
 def _lose(readers: _Readers, key: str, progress: _Progress) -> None:
