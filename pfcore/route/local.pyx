@@ -24,6 +24,19 @@ __all__ = ["Local"]
 cdef frozenset _NEVER_RAN = NEVER_RAN
 
 
+cdef inline Arrival arrival_of(FrameReader reader, int64_t now) noexcept:
+    cdef Arrival arrival
+    arrival.incoming = incoming_of(reader)
+    arrival.incoming.noted = True
+    arrival.flight = NULL
+    arrival.route = NULL
+    arrival.fingerprint = 0
+    arrival.accepted = now
+    arrival.tag = 0
+    arrival.was_answered = False
+    return arrival
+
+
 @cython.final
 cdef class Local:
     """Between one switch and its dispatcher."""
@@ -47,14 +60,10 @@ cdef class Local:
             # a two-letter code: the dispatcher looks for the whole name
             reader.element.p = <const unsigned char*>PyBytes_AS_STRING(route.element)
             reader.element.n = PyBytes_GET_SIZE(route.element)
-        arrival.incoming = incoming_of(reader)
-        arrival.incoming.noted = True
-        arrival.flight = NULL
+        arrival = arrival_of(reader, now)
         arrival.route = <PyObject*>route
         arrival.fingerprint = fingerprint
-        arrival.accepted = now
         arrival.tag = tag
-        arrival.was_answered = False
         try:
             job = self.dispatcher.take(engine, reader, &arrival.incoming, origin, now)
         finally:
@@ -98,17 +107,11 @@ cdef class Local:
         if not way.in_batch:
             self.dispatcher.slice_ends = 0  # perhaps inside a handler's task: queue it
         # answered at once, it ends in `answered` like one that takes its time
-        arrival.incoming = incoming_of(reader)
+        arrival = arrival_of(reader, now)
+        arrival.flight = <PyObject*>flight
         if own_id is not None:
             arrival.incoming.packet_id = <const unsigned char*>PyBytes_AS_STRING(own_id)
             arrival.incoming.n = PyBytes_GET_SIZE(own_id)
-        arrival.incoming.noted = True
-        arrival.flight = <PyObject*>flight
-        arrival.route = NULL
-        arrival.fingerprint = 0
-        arrival.accepted = now
-        arrival.tag = 0
-        arrival.was_answered = False
         if engine is self.inner:
             engine.account = flight.account  # whoever keeps it, it is he who pays
         try:
