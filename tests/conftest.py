@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from packetflow import Gateway, Reactor
+from tests.helpers import Loop
 
 settings.register_profile(
     "default", deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow], print_blob=True
@@ -62,6 +63,14 @@ async def reactor(gateway: Gateway) -> AsyncIterator[Reactor]:
     async with gateway, Reactor(gateway.endpoint, name="r1") as reactor:
         await gateway.wait_for_reactor("r1")
         yield reactor
+
+
+@pytest.fixture
+def time() -> Iterator[Loop]:
+    """A loop whose time a test passes."""
+    loop = Loop()
+    yield loop
+    loop.loop.close()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import subprocess
 import sys
 import urllib.error
@@ -34,6 +35,35 @@ def identities() -> list[Identity]:
     ]
 
 
+class Loop:
+    """A loop as far as alarms need one: time is what the test says."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.now = 0.0
+        self.loop.time = lambda: self.now  # type: ignore[method-assign]
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.loop.run_until_complete(asyncio.sleep(0))
+        self.loop.run_until_complete(asyncio.sleep(0))
+
+
+class Stays:
+    """A handler that never returns: what has begun, and what has ended."""
+
+    def __init__(self) -> None:
+        self.begun: list[Any] = []
+        self.ended: list[Any] = []
+
+    async def __call__(self, data: Any) -> None:
+        self.begun.append(data)
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            self.ended.append(data)
+
+
 async def until(condition: Callable[[], Any]) -> None:
     """Waits for what another task or process does; the test's timeout is the bound."""
     while not condition():
@@ -43,6 +73,15 @@ async def until(condition: Callable[[], Any]) -> None:
 def submit(seq: int, **fields: Any) -> dict[str, Any]:
     packet = {"version": "1.0", "id": f"p-{seq}", "group": "df", "element": "work", "data": "x", "priority": 5}
     return {"type": "submit", "seq": seq, "payload": packet | fields}
+
+
+def server_context(directory: Path) -> ssl.SSLContext:
+    """A gateway's TLS, by an authority whose certificate is ca.pem there."""
+    certificate(directory, "ca")
+    certificate(directory, "gateway", "ca")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(directory / "gateway.pem", directory / "gateway.key")
+    return context
 
 
 def certificate(directory: Path, name: str, issuer: str | None = None) -> None:

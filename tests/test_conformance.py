@@ -21,7 +21,7 @@ from packetflow.conformance import Outcome, check_client, check_server
 from packetflow.conformance.rules import Broken, Rules, Skipped, expect
 from packetflow.conformance.wire import Peer, accept_handshake, frame, messages, split
 from packetflow.gateway import hash_token
-from tests.helpers import certificate, free_port
+from tests.helpers import free_port, server_context
 
 
 def broken(outcomes: list[Outcome]) -> set[str]:
@@ -326,10 +326,7 @@ async def test_a_close_without_a_code_is_1005() -> None:
 
 
 async def test_a_peer_trusts_whom_the_system_trusts_unless_it_is_told_otherwise(tmp_path: Path) -> None:
-    certificate(tmp_path, "ca")
-    certificate(tmp_path, "gateway", "ca")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "gateway.pem", tmp_path / "gateway.key")
+    context = server_context(tmp_path)
     async with Gateway("wss://127.0.0.1:0/packetflow/v1", ssl=context) as gateway:
         with pytest.raises(ssl.SSLCertVerificationError):
             await Peer.connect(gateway.endpoint)

@@ -18,7 +18,7 @@ import packetflow
 from packetflow import Gateway, Reactor
 from packetflow.conformance.wire import Peer, frame
 from pfcore.link.engine import Engine
-from tests.helpers import certificate
+from tests.helpers import server_context
 
 PACKET = {"version": "1.0", "id": "a", "group": "df", "element": "echo", "data": 1, "priority": 5}
 
@@ -451,10 +451,7 @@ async def test_access_may_not_be_loosened_where_others_reach_the_address() -> No
 
 
 async def test_a_context_that_is_changed_before_the_start_is_the_one(tmp_path: Path) -> None:
-    certificate(tmp_path, "ca")
-    certificate(tmp_path, "gateway", "ca")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "gateway.pem", tmp_path / "gateway.key")
+    context = server_context(tmp_path)
     gateway = Gateway("wss://127.0.0.1:0/packetflow/v1", ssl=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
     await gateway.set_ssl(context)
     async with gateway:

@@ -12,7 +12,7 @@ from packetflow import Access, Forbidden, Gateway, Identity, Packet, Reactor, Ro
 from packetflow.elements import gather, seq, step
 from packetflow.gateway import hash_token, inside
 from tests.elements.conftest import refused
-from tests.helpers import until
+from tests.helpers import Stays, until
 
 ECHO = step("df", "echo", 1)
 
@@ -127,24 +127,16 @@ async def test_large_results_of_steps_that_come_together_are_taken_a_few_at_a_ti
 @pytest.mark.parametrize("packet", [seq(step("df", "stays")), gather(step("df", "stays"))], ids=["seq", "gather"])
 async def test_steps_of_one_who_has_lost_his_credentials_end(packet: dict[str, Any]) -> None:
     role = Role("user", submit=("*:*",))
-    begun, ended = [], []
-
-    async def stays(data: Any) -> None:
-        begun.append(data)
-        try:
-            await asyncio.get_running_loop().create_future()
-        finally:
-            ended.append(data)
-
+    stays = Stays()
     access = Access.of([role], [Identity("user", "user", tokens=(hash_token("token"),))])
     async with Gateway("ws://127.0.0.1:0/packetflow/v1", access=access) as hub:
         hub.register("df", "stays", stays)
         async with Reactor(hub.endpoint, token="token", reconnect=False) as client:
             waiting = asyncio.ensure_future(ask(client, packet))
-            await until(lambda: begun)
+            await until(lambda: stays.begun)
             hub.set_access(Access.of([role], [Identity("other", "user", certificate="other")]))
             assert (await refused(waiting)).code in ("PF401", "PF403", "PF502", "PF503")
-            await until(lambda: ended)
+            await until(lambda: stays.ended)
         assert [key[0].name for key in ways(hub)] == ["gateway"]
 
 

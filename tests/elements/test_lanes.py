@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 
@@ -11,26 +10,18 @@ from packetflow import Gateway, Reactor
 from packetflow.elements import step
 from packetflow.elements.lanes import in_parallel
 from tests.elements.conftest import refused
-from tests.helpers import until
+from tests.helpers import Stays, until
 
 
 async def test_the_first_failure_ends_all_that_is_under_way(hub: Gateway, client: Reactor) -> None:
-    begun, ended = [], []
-
-    async def stays(data: Any) -> None:
-        begun.append(data)
-        try:
-            await asyncio.get_running_loop().create_future()
-        finally:
-            ended.append(data)
-
+    stays = Stays()
     hub.register("df", "stays", stays)
     slow = step("df", "stays", {"$": "item"})
     data = {"input": list(range(40)), "map": slow, "concurrency": 40}
     waiting = client.call("df", "transform", data, timeout_ms=300)
-    await until(lambda: len(begun) == 40)
+    await until(lambda: len(stays.begun) == 40)
     assert (await refused(waiting)).code == "PF408"
-    await until(lambda: len(ended) == 40)
+    await until(lambda: len(stays.ended) == 40)
 
 
 class Call:

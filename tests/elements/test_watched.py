@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,8 +11,8 @@ from packetflow.elements.watched import KEPT, PATTERN_BYTES, Watched
 from packetflow.errors import Conflict, Overloaded
 from packetflow.state import Alarms, Lines, MemoryStore
 from pfcore.memory.budget import Account
+from tests.helpers import Loop
 from tests.state.test_memory import run
-from tests.state.test_sessions import Loop
 
 
 class Store(MemoryStore):
@@ -23,13 +23,6 @@ class Store(MemoryStore):
     async def append(self, *arguments: Any, **options: Any) -> tuple[int, int]:
         self.appending()
         return await super().append(*arguments, **options)
-
-
-@pytest.fixture
-def time() -> Iterator[Loop]:
-    loop = Loop()
-    yield loop
-    loop.loop.close()
 
 
 @pytest.fixture

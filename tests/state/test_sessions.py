@@ -2,33 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
-
 import pytest
 
 from packetflow.state import Alarms, Lease, Leases, Session, Sessions
-
-
-class Loop:
-    """A loop as far as alarms need one: time is what the test says."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.now = 0.0
-        self.loop.time = lambda: self.now  # type: ignore[method-assign]
-
-    def pass_time(self, seconds: float) -> None:
-        self.now += seconds
-        self.loop.run_until_complete(asyncio.sleep(0))
-        self.loop.run_until_complete(asyncio.sleep(0))
-
-
-@pytest.fixture
-def time() -> Iterator[Loop]:
-    loop = Loop()
-    yield loop
-    loop.loop.close()
+from tests.helpers import Loop
 
 
 @pytest.fixture
