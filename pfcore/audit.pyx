@@ -255,7 +255,7 @@ cdef int _check_state(Switch switch, Flight flight, object label, list wrong) ex
     if bool(flight.needs) != (flight.state == FlightState.WAITING) and not (
             # the last of them has ended, and its turn has not come yet
             flight.state == FlightState.WAITING
-            and (flight, flight.seq) in [entry[:2] for entry in switch.dependencies.ready]):
+            and (flight, flight.seq) in [entry[:2] for turn in switch.dependencies.ready.values() for entry in turn]):
         wrong.append(f"{label}: needs {flight.needs}")
     if flight.state == FlightState.SENT and flight.target is not None:
         if not _lives(switch, flight.target):
@@ -314,9 +314,14 @@ def _check_awaited(Switch switch, list wrong):
         if there != sorted(map(id, expected.get(key, ()))) or not there:
             wrong.append(f"{len(there)} flights stand under the need {key}, {len(expected.get(key, ()))} have it")
     if switch.dependencies.starting or (switch.dependencies.ready and switch.armed < 0):
-        wrong.append(f"{len(switch.dependencies.ready)} flights whose needs have ended were not started")
+        wrong.append("flights whose needs have ended were not started:"
+                     f" {sum(len(turn) for turn in switch.dependencies.ready.values())}")
     if switch.membership.leaving and switch.armed < 0:
         wrong.append(f"{len(switch.membership.leaving)} that have gone have flights, and nobody will end them")
+    if not all(switch.dependencies.ready.values()):
+        wrong.append("an account of which nothing is ready has a turn all the same")
+    if switch.newcomers.looking > 0 and switch.armed < 0:
+        wrong.append(f"{switch.newcomers.looking} that were to look again will not")
     if switch.dependencies.unwanted and switch.armed < 0:
         wrong.append(f"{len(switch.dependencies.unwanted)} entries that nobody needs are not taken off")
 

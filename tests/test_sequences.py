@@ -171,6 +171,23 @@ def test_thousands_that_wait_for_one_are_looked_at_in_turns(house: House) -> Non
     assert len(house.runs) == 6001
 
 
+def test_of_thousands_that_may_begin_everybodys_have_turns(house: House) -> None:
+    evil, other = house.link("bob"), house.link("alice")
+    for place in range(0, 3000, 100):
+        house.links[evil].engine.heard(0)
+        house.say(evil, *[house.packet(f"d{place + n}", data="evil", dependencies=["a"]) for n in range(100)])
+    house.say(other, house.packet("mine", data="another's", dependencies=["b"]))
+
+    def at_once() -> None:
+        house._say(house.links[evil], (house.packet("a", data="evil"),))
+        house._say(house.links[other], (house.packet("b", data="another's"),))
+
+    house.do(at_once)
+    house.pass_time(1)
+    assert house.runs.count("evil") == 3001
+    assert len(house.runs) - house.runs[::-1].index("another's") < 1000, "his second began before the other's last"
+
+
 # ---------------------------------------------------------------- what goes on without its link
 
 
@@ -315,3 +332,29 @@ def test_what_waits_for_a_newcomers_word_waits_half_a_second(house: House, count
     house.say(client, *[house.packet(f"p{n}", "df:nobody") for n in range(count)])
     house.pass_time(0.6)
     assert all(house.outcomes(f"p{n}") == [(client, "PF001")] for n in (0, count // 2, count - 1))
+
+
+def test_heartbeats_of_one_segment_make_those_that_wait_look_once(house: House) -> None:
+    client = house.link("bob")
+    house.pass_time(3)
+    house.link("bob", silent=False)
+    house.pass_time(0.1)  # it is asked, and says nothing
+    house.say(client, *[house.packet(f"p{n}", "df:nobody") for n in range(1000)])
+    worker = house.link("bob", silent=False)
+    beats = [house.frame("heartbeat", {"timestamp": 1, "capabilities": [f"df:one{n}"]}) for n in range(100)]
+    house.say(worker, *beats, house.frame("heartbeat", {"timestamp": 1, "capabilities": ["df:nobody"]}))
+    house.pass_time(0.2)
+    sent = [line for line in house.heard or () if line.split(" ")[1] == str(worker) and '"submit"' in line]
+    assert len(sent) == 240, "those that waited go to who announced that he handles them"
+
+
+def test_who_is_asked_does_not_meet_the_question_by_its_id(house: House) -> None:
+    house.link("bob")
+    stranger = house.link(None, silent=False)
+    house.pass_time(0.2)
+    asked = [json.loads(line.split(" ", 2)[2]) for line in house.heard or () if "packetflow.anyone" in line]
+    assert len(asked) == 1
+    packet_id = asked[0]["payload"]["id"]
+    house.say(stranger, house.packet(packet_id, data=7), house.frame("cancel", {"packet_id": packet_id}))
+    house.pass_time(3)
+    assert house.outcomes(packet_id) == [(stranger, 7)]

@@ -18,7 +18,7 @@ cdef class Dependencies:
         dict awaited             # (principal number, id) -> {Flight: None}
         object unwanted          # deque of (principal number, ids, Flight): still in `awaited`, but waits no longer
         object released          # deque of (principal number, id, success, iterator): ended; who waited is looked at
-        object ready             # deque of (Flight, seq, failed id or None): what they waited for has ended
+        object ready             # OrderedDict: account -> deque of (Flight, seq, failed id or None) that may begin
         Py_ssize_t swept         # entries of `awaited` taken off or looked at in this iteration
         Py_ssize_t begun         # packets that were started, or failed, since then
         Py_ssize_t walked        # packets that waited for one that has ended, since the last were counted
@@ -40,4 +40,5 @@ cdef class Dependencies:
     # Does anything that is needed wait, in turn, for this packet? 1: yes; -1: too many to tell.
     cdef int _in_cycle(self, int32_t number, bytes packet_id, set needs) except? -2
     cdef int _walk(self, Way way) except -1
+    cdef int _note_ready(self, Flight flight, bytes failed) except -1
     cdef int _take_off(self, int32_t number, bytes needed, Flight flight) except -1

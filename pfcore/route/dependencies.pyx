@@ -1,6 +1,6 @@
 """Who waits for whom. See ``dependencies.pxd``."""
 
-from collections import deque
+from collections import OrderedDict, deque
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -29,7 +29,7 @@ cdef class Dependencies:
     def __init__(self, FlightTable flights not None):
         self.flights = flights
         self.awaited = {}
-        self.ready = deque()
+        self.ready = OrderedDict()
         self.unwanted = deque()
         self.released = deque()
 
@@ -118,10 +118,10 @@ cdef class Dependencies:
                     flight.needs.discard(packet_id)
                     if not success:
                         self.stop(flight, way)
-                        self.ready.append((flight, flight.seq, packet_id))
+                        self._note_ready(flight, packet_id)
                     elif not flight.needs:
                         flight.needs = None
-                        self.ready.append((flight, flight.seq, None))
+                        self._note_ready(flight, None)
                 if self.swept >= SWEEP:
                     break
             else:
@@ -130,8 +130,15 @@ cdef class Dependencies:
             way.arm_at(way.now)
         return 0
 
+    cdef int _note_ready(self, Flight flight, bytes failed) except -1:
+        turn = self.ready.get(flight.account)
+        if turn is None:
+            turn = self.ready[flight.account] = deque()
+        turn.append((flight, flight.seq, failed))
+        return 0
+
     cdef int go_on(self, Way way, int64_t now) except -1:
-        """A loop, not a recursion: a chain of dependencies may be long."""
+        """A loop, not a recursion: a chain of dependencies may be long. The accounts take turns, a packet each."""
         cdef Flight flight
         if self.starting:
             return 0
@@ -139,7 +146,13 @@ cdef class Dependencies:
         try:
             while self.ready and self.begun < AT_ONCE:
                 self.begun += 1
-                flight, seq, failed = self.ready.popleft()
+                account = next(iter(self.ready))
+                turn = self.ready[account]
+                flight, seq, failed = turn.popleft()
+                if turn:
+                    self.ready.move_to_end(account)
+                else:
+                    del self.ready[account]
                 if flight.seq != seq or flight.state != FlightState.WAITING:
                     continue
                 if failed is None:

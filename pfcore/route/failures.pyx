@@ -9,6 +9,7 @@ __all__ = ["Failures"]
 
 cdef enum:
     MAX_TOLD = 256               # in one go; the rest is counted only
+    READ_AT_ONCE = 262144        # bytes of packets that are read again for their traces, likewise
 
 # Codes that are counted by their names; peers may choose any other.
 cdef frozenset _CODES = frozenset(
@@ -32,6 +33,12 @@ cdef class Failures:
         self.counts[code] = self.counts.get(code, 0) + 1
         return 0
 
+    cdef bint may_read(self, Py_ssize_t length) noexcept:
+        if self.listener is None or len(self.told) >= MAX_TOLD or self.read + length > READ_AT_ONCE:
+            return False
+        self.read += length
+        return True
+
     cdef int note_refused(self, Member member, FrameReader reader, object code, object message) except -1:
         if self.listener is None or len(self.told) >= MAX_TOLD:
             return 0
@@ -52,6 +59,7 @@ cdef class Failures:
     cdef int tell(self) except -1:
         cdef list told = self.told
         self.told = []
+        self.read = 0
         for one in told:
             try:
                 self.listener(*one)

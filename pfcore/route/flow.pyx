@@ -669,7 +669,9 @@ cdef class Flow(Way):
                             error, 0)
         self.failures.count(code)
         if self.failures.listener is not None:
-            if reader is None and flight.held != NULL and flight.length > flight.head:
+            # without metadata nothing follows the head
+            if (reader is None and flight.held != NULL and flight.length > flight.head
+                    and self.failures.may_read(flight.length)):
                 read, _borrowed = self.kept.read(flight, 1, self.now)
                 reader = <FrameReader>read
             self.failures.note_failed(flight, reader, code, message, packet_id)

@@ -46,8 +46,9 @@ cdef class Newcomers:
     cdef bint awaits_word(self, Route route, Member origin, int64_t now) except -1
     # Asks those that have said nothing for a while, and lets go what has waited for them long enough.
     cdef int look_after(self, Way way) except -1
-    # Those that waited for an answer look again, so many in an iteration of the loop; who may wait on waits on.
+    # Those that waited for an answer are to look again, in the next iterations; who may wait on waits on.
     cdef int place_curious(self, Way way) except -1
+    # So many of them look.
     cdef int place_some(self, Way way) except -1
     # -- private
     cdef int _note_asked(self, Member member, int64_t now) except -1

@@ -37,7 +37,8 @@ cdef class Newcomers:
         self.unasked = OrderedDict()
         self.asked = OrderedDict()
         self.curious = PriorityHeap()
-        self.asking = Principal("gateway", 0, 63)
+        # a number that no link has: who is asked knows the question's id, and must not meet it by that
+        self.asking = Principal("gateway", -1, 63)
         self.question = Route.__new__(Route)
         self.question.name("df", "packetflow.anyone")
         self.question.members = []
@@ -165,8 +166,9 @@ cdef class Newcomers:
             self.ask(way, member)
             member = self._due(way.now)
         self._give_up(way.now)
-        if self.curious.live() > 0:
-            self.place_curious(way)
+        self.looking = self.curious.live()
+        if self.looking > 0:
+            self.place_some(way)
         when = self._next_look(way.now)
         if when >= 0:
             way.arm_at(when)
@@ -174,8 +176,9 @@ cdef class Newcomers:
 
     cdef int place_curious(self, Way way) except -1:
         """Those that waited for an answer look again; who may wait on waits on."""
+        # not here: a segment may hold a thousand heartbeats
         self.looking = self.curious.live()
-        return self.place_some(way)
+        return way.arm_at(way.now) if self.looking > 0 else 0
 
     cdef int place_some(self, Way way) except -1:
         """So many of them in an iteration of the loop."""

@@ -416,6 +416,7 @@ async def gather(call: Call, request: Gather) -> Any:
             await asyncio.wait({running})
             if not running.cancelled():
                 running.exception()  # said already, or not wanted any more
+            await call.turn()  # a thousand steps and their results are let go of next
         finally:
             del running  # its failure knows this frame
     if succeeded < need:
