@@ -416,7 +416,7 @@ cdef class Flow(Way):
         if reader is not None and flight.held == NULL and (flight.retries > 0 or not target.listed):
             if not self.hold(flight, reader):
                 return 0
-        as_it_is = reader is not None and reader.usual and flight.own_id is None and PyBytes_GET_SIZE(
+        as_it_is = reader is not None and reader.canonical and flight.own_id is None and PyBytes_GET_SIZE(
             flight.route.element) == reader.element.n  # else it was a two-letter code
         if reader is not None and not as_it_is:
             metadata = metadata_again(reader)
@@ -582,7 +582,7 @@ cdef class Flow(Way):
             return True
         payload = reader.payload.p
         length = reader.payload.n
-        if not reader.usual or flight.own_id is not None:
+        if not reader.canonical or flight.own_id is not None:
             out = self.kept.scratch
             out.clear()
             own.p = NULL
@@ -815,9 +815,7 @@ cdef class Flow(Way):
                 slot = self.table.due(now)
             if self.dependencies.ready:
                 self.dependencies.go_on(self, now)
-            if self.newcomers.looking > 0:
-                self.newcomers.place_some(self)
-            elif self.newcomers.unasked or self.newcomers.asked or self.newcomers.curious.live() > 0:
+            if self.newcomers.unasked or self.newcomers.asked or self.newcomers.curious.live() > 0:
                 self.newcomers.look_after(self)
             if self.queues.behind:
                 self._catch_up(now)

@@ -44,13 +44,13 @@ cdef class Newcomers:
         return len(self.unlisted) > 0 or len(self.unasked) > 0 or len(self.asked) > 0
     # Is there a question whose answer may bring a handler for this route? Not for longer than half a second.
     cdef bint awaits_word(self, Route route, Member origin, int64_t now) except -1
-    # Asks those that have said nothing for a while, and lets go what has waited for them long enough.
+    # Asks those that have said nothing for a while, and lets go what has waited for them long enough: some of it.
     cdef int look_after(self, Way way) except -1
     # Those that waited for an answer are to look again, in the next iterations; who may wait on waits on.
     cdef int place_curious(self, Way way) except -1
-    # So many of them look.
-    cdef int place_some(self, Way way) except -1
     # -- private
+    # So many of those that are to look again do.
+    cdef int _place_some(self, Way way) except -1
     cdef int _note_asked(self, Member member, int64_t now) except -1
     cdef bint _has_answered(self, Member member) except -1
     cdef int _give_up(self, int64_t now) except -1

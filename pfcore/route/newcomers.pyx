@@ -166,9 +166,10 @@ cdef class Newcomers:
             self.ask(way, member)
             member = self._due(way.now)
         self._give_up(way.now)
-        self.looking = self.curious.live()
+        if self.looking == 0:
+            self.looking = self.curious.live()
         if self.looking > 0:
-            self.place_some(way)
+            self._place_some(way)
         when = self._next_look(way.now)
         if when >= 0:
             way.arm_at(when)
@@ -180,7 +181,7 @@ cdef class Newcomers:
         self.looking = self.curious.live()
         return way.arm_at(way.now) if self.looking > 0 else 0
 
-    cdef int place_some(self, Way way) except -1:
+    cdef int _place_some(self, Way way) except -1:
         """So many of them in an iteration of the loop."""
         cdef Flight flight
         cdef list waiting = []
