@@ -24,11 +24,11 @@ def receive_message(Engine engine not None, bytes message not None, int64_t now)
     """One whole message as the peer sent it, and the end of a batch."""
     engine.in_batch = True
     try:
-        if engine.acceptor is not None:
-            engine.acceptor.begin_batch(now)
+        if engine.sink is not None:
+            engine.sink.begin_batch(now)
         engine.receive(<const unsigned char*>PyBytes_AS_STRING(message), PyBytes_GET_SIZE(message), now)
-        if engine.acceptor is not None:
-            engine.acceptor.end_batch()
+        if engine.sink is not None:
+            engine.sink.end_batch()
         _finish(engine, now)
     finally:
         engine.in_batch = False
@@ -39,15 +39,15 @@ def deliver(Engine engine not None, messages, int64_t now):
     cdef bytes message
     engine.in_batch = True
     engine.now = now
-    if engine.acceptor is not None:
-        engine.acceptor.begin_batch(now)
+    if engine.sink is not None:
+        engine.sink.begin_batch(now)
     try:
         for message in messages:
             engine.receive(<const unsigned char*>PyBytes_AS_STRING(message), PyBytes_GET_SIZE(message), now)
     finally:
         try:
-            if engine.acceptor is not None:
-                engine.acceptor.end_batch()
+            if engine.sink is not None:
+                engine.sink.end_batch()
             _finish(engine, now)
         finally:
             engine.in_batch = False

@@ -81,6 +81,31 @@ async def hub() -> AsyncIterator[Gateway]:
 
 
 @pytest.fixture
+async def client(hub: Gateway) -> AsyncIterator[Reactor]:
+    """A client of a gateway that has a worker, too."""
+    worker = Reactor(hub.endpoint, name="worker")
+
+    def fail(data: Any) -> None:
+        raise ValueError(f"no {data}")
+
+    async def sleep(data: float) -> float:
+        await asyncio.sleep(data)
+        return data
+
+    worker.register("df", "echo", lambda data: data)
+    worker.register("df", "double", lambda data: 2 * data)
+    worker.register("df", "add", lambda data: data[0] + data[1])
+    worker.register("df", "fail", fail)
+    worker.register("df", "sleep", sleep)
+    async with worker, Reactor(hub.endpoint, name="client") as client:
+        await hub.wait_for_reactor("worker")
+        await hub.wait_for_reactor("client")
+        while not hub.switch.reactors_for("df:echo"):
+            await asyncio.sleep(0.001)
+        yield client
+
+
+@pytest.fixture
 def log_as_it_was() -> Iterator[None]:
     """A command that runs in this process sets up the log of all of it."""
     handlers = logging.getLogger().handlers

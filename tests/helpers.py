@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from packetflow import Gateway, Identity, Role
+import pytest
+
+from packetflow import Gateway, Identity, PacketFlowError, Role
 from packetflow.gateway import hash_token, new_token
 
 TOKENS = {name: new_token() for name in ("client", "worker", "admin", "limited")}
@@ -136,3 +138,10 @@ async def get(gateway: Gateway, path: str, headers: dict[str, str] | None = None
                 return error.code, error.read().decode()
 
     return await asyncio.to_thread(fetch_now)
+
+
+async def refused(waiting: Any) -> PacketFlowError:
+    """The error that a call ends in."""
+    with pytest.raises(PacketFlowError) as caught:
+        await waiting
+    return caught.value

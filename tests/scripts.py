@@ -309,7 +309,7 @@ class Script:
         for group in GROUPS:
             for name in OWN:
                 gateway._registry.functions[group, name] = (getattr(self, f"on_{name}"), 0, None)
-                gateway._dispatcher.register(Handler(group, name, self.noted(name), wants_packet=True))
+                gateway.view.dispatcher.register(Handler(group, name, self.noted(name), wants_packet=True))
         fabric.do(gateway._handlers_changed)
 
     # -- handlers
@@ -653,7 +653,7 @@ class Script:
             return
         member = links[c.below(len(links))]
         what = c.below(7)
-        if member.principal is gateway._inside.gateway or member.engine not in gateway._links:
+        if member.principal is gateway.view.inside.gateway or member.engine not in gateway.view.links:
             what = max(what, 3)
         names = sorted(gateway.reactors)
         self.note(f"gateway {what}, link {member.number}")
@@ -756,7 +756,7 @@ class Script:
         fabric.pass_time(10, looks=60)
         fabric.pass_time(310, looks=20)
         self.audit(at_rest=True)
-        elements = fabric.gateway._elements
+        elements = fabric.gateway.view.runtime()
         if elements is not None:
             left = [
                 len(elements.sessions),

@@ -24,7 +24,7 @@ from unittest import mock
 
 from multidict import CIMultiDict
 
-import packetflow.gateway.server as server
+import packetflow.gateway.admission as admission
 from packetflow import Access, Gateway, Identity, Role
 from packetflow.gateway.access import ANONYMOUS, hash_token
 from pfcore.audit import audit, in_flight
@@ -315,8 +315,8 @@ class Fabric:
 
     def __enter__(self) -> Fabric:
         self._patches = [
-            mock.patch.object(server, "Gate", _Listening),
-            mock.patch.object(server, "Link", SimulatedLink),
+            mock.patch.object(admission, "Gate", _Listening),
+            mock.patch.object(admission, "Link", SimulatedLink),
             mock.patch("packetflow.gateway.listener._lengthen"),
         ]
         for patch in self._patches:
@@ -353,14 +353,14 @@ class Fabric:
     @property
     def engines(self) -> list[Engine]:
         """The near sides of the gateway's loopbacks."""
-        return [way.loopback.engine for way in self.gateway._inside._ways.values()]
+        return [way.loopback.engine for way in self.gateway.view.inside.ways.values()]
 
     @property
     def accounts(self) -> list[Any]:
         """Of the principals, and of all links that there ever were."""
         gateway = self.gateway
-        known = gateway._principals
-        everyone = [known.anonymous, *known.named.values(), gateway._inside.gateway]
+        known = gateway.view.principals
+        everyone = [known.anonymous, *known.named.values(), gateway.view.inside.gateway]
         return [*self.everyones, *(one.account for one in everyone if one.account is not None)]
 
     def check(self, *, at_rest: bool = False) -> list[str]:
@@ -374,7 +374,7 @@ class Fabric:
             at_rest=at_rest,
         )
         for name, peer in self.gateway.reactors.items():
-            if peer._engine not in self.gateway._links:
+            if peer.member.engine not in self.gateway.view.links:
                 wrong.append(f"the reactor {name!r} is listed, and its link has gone")
         now = in_flight(self.gateway.switch)
         for engine, (routed, direct, window, bounds_direct) in now.items():
@@ -424,7 +424,7 @@ class Fabric:
 
     def _join(self, name: str | None, handles: str | None) -> int | None:
         request = _Request(TOKENS[name] if name is not None else None, f"?handles={handles}" if handles else "")
-        link = getattr(self.gateway._admit(request, "127.0.0.1", None), "listener", None)
+        link = getattr(self.gateway.view.admission.admit(request, "127.0.0.1", None), "listener", None)
         if link is None:
             return None
         self.count += 1
@@ -435,7 +435,7 @@ class Fabric:
         self.work[number], self.answers[number], self.said[number], self.refused[number] = [], {}, {}, set()
         self.everyones.append(link.engine.member.account)
         link.engine.connected(clock.now())
-        self.gateway._on_open(link)
+        self.gateway.view.links.opened(link)
         link._run_batch()
         return number
 

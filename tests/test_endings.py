@@ -537,12 +537,12 @@ async def test_a_peer_that_does_not_read_does_not_hold_up_the_gateways_stop(gate
     await gateway.start()
     peer = await Peer.connect(gateway.endpoint)
     peer.reader._transport.pause_reading()  # type: ignore[attr-defined]
-    answered = gateway._dispatcher.completed
+    answered = gateway.view.dispatcher.completed
     for number in range(30):
         packet = {"version": "1.0", "id": f"{number}", "group": "df", "element": "large", "data": None, "priority": 5}
         await peer.send({"type": "submit", "seq": number + 1, "payload": packet})
     async with asyncio.timeout(10):
-        while gateway._dispatcher.completed < answered + 1:
+        while gateway.view.dispatcher.completed < answered + 1:
             await asyncio.sleep(0)
     with within_grace_and_a_second(0):
         await gateway.stop(grace=0)

@@ -206,8 +206,8 @@ async def test_the_metrics_show_every_budget_and_who_holds_what_of_it() -> None:
                        max_stored_bytes=7_000_000) as gateway:  # fmt: skip
         async with Reactor(gateway.endpoint, token=TOKENS["client"]), Reactor(gateway.endpoint):
             (nobody,) = [member for member in gateway.switch.links if member.principal.number == 0]
-            named = gateway._principals.named["client"]
-            before = float(gateway._budgets.held.held)
+            named = gateway.view.principals.named["client"]
+            before = float(gateway.view.budgets.held.held)
             own = float(nobody.account.held)
             assert named.account is not None
             assert named.stored is not None
@@ -217,7 +217,7 @@ async def test_the_metrics_show_every_budget_and_who_holds_what_of_it() -> None:
             nobody.account.insist(500_000)
             assert not named.account.charge(10_000_000)
             assert not nobody.account.charge(10_000_000)
-            text = metrics(gateway)
+            text = metrics(gateway.view)
             for line in (
                 f"packetflow_held_bytes {before + 1_500_000}",
                 "packetflow_held_bytes_limit 5e+06",
@@ -240,7 +240,7 @@ async def test_the_metrics_show_every_budget_and_who_holds_what_of_it() -> None:
             nobody.account.release(500_000)
         while gateway.connections:
             await asyncio.sleep(0.001)
-        text = metrics(gateway)
+        text = metrics(gateway.view)
         assert 'packetflow_charges_refused_total{budget="held",principal="anonymous"} 1.0' in text, (
             "kept after its link"
         )
@@ -258,8 +258,8 @@ def float_of(line: str) -> tuple[str, float] | None:
 async def test_a_name_from_outside_cannot_break_the_metrics(gateway: Gateway) -> None:
     async with gateway, Reactor(gateway.endpoint, name='evil"} 1\\nforged 7') as _:
         await gateway.wait_for_reactor('evil"} 1\\nforged 7')
-        assert "\nforged 7" not in metrics(gateway)
-        assert 'reactor="evil\\"} 1\\\\nforged 7"' in metrics(gateway)
+        assert "\nforged 7" not in metrics(gateway.view)
+        assert 'reactor="evil\\"} 1\\\\nforged 7"' in metrics(gateway.view)
 
 
 async def test_a_name_with_control_characters_is_refused(gateway: Gateway) -> None:
@@ -270,7 +270,7 @@ async def test_a_name_with_control_characters_is_refused(gateway: Gateway) -> No
         await peer.send({"type": "heartbeat", "seq": 7, "payload": {"reactor": 'evil"} 1\nforged 7'}})
         error = await peer.message("error")
         assert (error["seq"], error["payload"]["code"]) == (7, "PF400")
-        assert "forged" not in metrics(gateway)
+        assert "forged" not in metrics(gateway.view)
         peer.close()
 
 
@@ -403,7 +403,7 @@ async def test_latencies_by_element_are_a_histogram_that_prometheus_reads() -> N
         gateway.register("df", "echo", lambda data: data)
         for n in range(5):
             await reactor.call("df", "echo", n)
-        families = {family.name: family for family in text_string_to_metric_families(metrics(gateway))}
+        families = {family.name: family for family in text_string_to_metric_families(metrics(gateway.view))}
     histogram = families["packetflow_latency_seconds"]
     assert histogram.type == "histogram"
     own = [sample for sample in histogram.samples if sample.labels["element"] == "df:echo"]

@@ -154,6 +154,15 @@ def test_the_rooms_of_the_core_are_documented() -> None:
 
 
 @needs_sources
+def test_the_rooms_of_python_are_documented() -> None:
+    rooms = (ROOT / "docs" / "architecture.md").read_text().partition("pfcore/  ")[0]
+    for path in (ROOT / "src" / "packetflow").rglob("*.py"):
+        if not path.stem.startswith("_") and path.parent.name not in ("cli", "conformance"):
+            assert re.search(rf"\b{path.stem}\b", rooms), f"docs/architecture.md lacks {path.name}"
+            assert path.read_text().startswith('"""'), path
+
+
+@needs_sources
 def test_each_foreign_function_is_declared_once() -> None:
     declaration = re.compile(r"^cdef extern from (.*?):\n(?=    )((?:    .*\n|\n)+)", re.MULTILINE)
     where: dict[str, str] = {}
@@ -207,10 +216,11 @@ def test_the_python_rooms_depend_downwards() -> None:
         "logs",
         "middleware",
         "tracing",
+        "settings",
         "handling",
+        "client",
         "state",
         "elements",
-        "reactor",
         "gateway",
         "sync",
         "testing",

@@ -468,7 +468,7 @@ async def test_what_ends_when_its_connection_takes_no_more_is_remembered_like_an
     peer.writer.write(b"".join(frame(json.dumps(message).encode(), mask=b"abcd") for message in messages))
     await until(lambda: len(runs) == 48)
     release.set()
-    await until(lambda: not hub._links)
+    await until(lambda: not hub.view.links)
     peer.close()
     await until(lambda: hub.switch.in_flight == 0)
     again = await Peer.connect(hub.endpoint)

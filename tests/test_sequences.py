@@ -44,7 +44,7 @@ class House(Fabric):
 
     def register(self, *handlers: Handler) -> None:
         for handler in handlers:
-            self.gateway._dispatcher.register(handler)
+            self.gateway.view.dispatcher.register(handler)
         self.do(self.gateway._handlers_changed)
 
     def link(self, name: str | None = None, *, silent: bool = True) -> int:
@@ -103,7 +103,7 @@ def test_a_refusal_within_anothers_answer_is_not_remembered(house: House) -> Non
     link = house.link("bob")
     second = house.packet("B", data="B", dependencies=["A"])
     house.say(link, second)
-    house.gateway._dispatcher.tune(max_queue=1, concurrency=1)  # a full house
+    house.gateway.view.dispatcher.tune(max_queue=1, concurrency=1)  # a full house
     house.say(link, house.packet("L", "df:later"), house.packet("Q", data="Q"), house.packet("A", "ed:own", "A"))
     assert house.outcomes("B") == [(link, "PF429")]
     house.do(house.suspended[0].set_result, 1)
@@ -129,7 +129,7 @@ def test_a_success_within_anothers_answer_is_remembered(house: House) -> None:
     link = house.link("bob")
     second = house.packet("B", "ed:own", "B", dependencies=["A"])
     house.say(link, second, house.packet("C", data="C", dependencies=["B"]))
-    house.gateway._dispatcher.tune(concurrency=1)
+    house.gateway.view.dispatcher.tune(concurrency=1)
     house.say(link, house.packet("L", "df:later"), house.packet("A", data="A"))
     house.do(house.suspended[0].set_result, 1)
     house.pass_time(1)
@@ -234,7 +234,7 @@ def test_two_principals_chose_one_id_and_their_links_go(house: House) -> None:
 @pytest.mark.parametrize("key", ["df:work", "df:later"])
 def test_what_outlives_an_anonymous_link_is_paid_for_by_all_of_them(house: House, key: str) -> None:
     house.worker("bob", "df:work", window=1)
-    stored = house.gateway._principals.anonymous.stored
+    stored = house.gateway.view.principals.anonymous.stored
     link = house.link()
     account = house.links[link].engine.member.account  # type: ignore[union-attr]
     packets = [house.packet(f"p{n}", key, "x" * 20_000, metadata={"retry": 1}) for n in range(20)]

@@ -56,7 +56,7 @@ def heartbeat(**fields: Any) -> bytes:
 
 def body(key: str, data: Any = None, *, raw: str | None = None, id: str | None = None, seq: Any = None,
          priority: Any = 5, **fields: Any) -> str:  # fmt: skip
-    """A submit in the usual layout; `raw`: its data as JSON text. A fresh id and seq where none is given."""
+    """A submit in the canonical layout; `raw`: its data as JSON text. A fresh id and seq where none is given."""
     group, _, element = key.partition(":")
     number = next(numbers) if id is None or seq is None else 0
     extra = "".join(f',"{name}":{compact(value)}' for name, value in fields.items())

@@ -52,7 +52,7 @@ cdef struct Incoming:
     const unsigned char* name    # what it is kept under, if it is: the id, but where several submitters' packets meet
     Py_ssize_t name_length
     PyObject* job                # the one that was kept and is answered now; NULL: it was never kept
-    bint noted                   # the acceptor wants to be shown the answer
+    bint noted                   # the sink wants to be shown the answer
     bint ran                     # a handler has begun, whatever the answer's code says
 
 cdef inline Incoming incoming_as(int64_t seq, const unsigned char* packet_id, Py_ssize_t n) noexcept:
@@ -71,7 +71,7 @@ cdef inline Incoming incoming_of(FrameReader reader) noexcept:
     return incoming_as(reader.seq, reader.id.p, reader.id.n)
 
 # What an engine gives incoming packets to.
-cdef class Acceptor:
+cdef class Sink:
     # Messages that arrived together begin; and they have ended: before any other task runs.
     cdef int begin_batch(self, int64_t now) except -1
     cdef int end_batch(self) except -1
@@ -119,7 +119,7 @@ cdef class Engine(Canceller):
         PriorityHeap waiting         # of them, those not sent: (Reply, frame bytes)
         PriorityHeap delayed         # of them, those to be sent again, by time: (Reply, due in ns)
         PendingTable inbound         # their packets that are kept, by our own numbers
-        Acceptor acceptor            # None: every packet is answered with PF001
+        Sink sink                    # None: every packet is answered with PF001
         object on_heartbeat          # callable(payload dict) or None
         object wake                  # callable(): output or timers have changed outside a batch; or None
         object flush_now             # callable(): write what is ready; None without a connection
@@ -127,8 +127,8 @@ cdef class Engine(Canceller):
         Account account              # who pays for what this peer causes; None: nobody counts (a reactor's side)
         int64_t cap                  # submits that it may have at once, whatever it announces; 0: as it announces
         int64_t routed               # submits handed on to this peer and not yet answered: they share its window
-        bint mute                    # nobody reads its answers: they are shown to the acceptor, and written nowhere
-        bint records                 # the acceptor wants to be shown the answers to packets that are kept
+        bint mute                    # nobody reads its answers: they are shown to the sink, and written nowhere
+        bint records                 # the sink wants to be shown the answers to packets that are kept
         list ready                   # replies that ended and have someone waiting
         Py_ssize_t ready_at          # the first of them that was not yet resumed
         # -- state

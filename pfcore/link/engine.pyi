@@ -4,7 +4,7 @@ from typing import Any, final
 
 __all__ = ["Engine"]
 
-class Acceptor: ...
+class Sink: ...
 
 @final
 class Engine:
@@ -14,7 +14,7 @@ class Engine:
         *,
         client: bool,
         name: str | None = None,
-        acceptor: Acceptor | None = None,
+        sink: Sink | None = None,
         max_frame: int = 1_048_576,
         max_depth: int = 64,
         window: int = 4096,

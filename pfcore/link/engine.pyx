@@ -66,7 +66,7 @@ cdef enum:
 cdef int64_t COMING_BACK_NS = 10000000000
 
 
-cdef class Acceptor:
+cdef class Sink:
     """Base of what handles a connection's incoming packets."""
 
     cdef int begin_batch(self, int64_t now) except -1:
@@ -115,7 +115,7 @@ cdef class Engine(Canceller):
     name, the same over all of its connections.
     """
 
-    def __init__(self, *, bint client, name=None, acceptor=None, Py_ssize_t max_frame=1048576, int max_depth=64,
+    def __init__(self, *, bint client, name=None, sink=None, Py_ssize_t max_frame=1048576, int max_depth=64,
                  int64_t window=4096, Py_ssize_t max_pending=131072, Py_ssize_t max_buffer=16777216,
                  double heartbeat=30, double silence=20, loop=None, on_heartbeat=None, int64_t now=0,
                  instance=None):
@@ -132,7 +132,7 @@ cdef class Engine(Canceller):
         self.client = client
         self.name = name
         self.instance = instance
-        self.acceptor = acceptor
+        self.sink = sink
         self.max_frame = max_frame
         self.max_depth = max_depth
         self.window = window
@@ -304,8 +304,8 @@ cdef class Engine(Canceller):
         for slot in range(table.used):
             if table.entries[slot].seq != 0:
                 job = table.take_slot(slot)
-                if self.acceptor is not None:
-                    self.acceptor.drop(self, job, DropReason.DISCONNECTED)
+                if self.sink is not None:
+                    self.sink.drop(self, job, DropReason.DISCONNECTED)
         return 0
 
     cdef int _die(self, int close_code, object reason) except -1:
@@ -468,9 +468,9 @@ cdef class Engine(Canceller):
         if reader.type == MessageType.RESULT:
             return self._on_result()
         if reader.type == MessageType.SUBMIT:
-            if self.acceptor is None:
+            if self.sink is None:
                 return self.refuse(reader, "PF001", "no handlers here", None)
-            return self.acceptor.accept(self, reader, now)
+            return self.sink.accept(self, reader, now)
         if reader.type == MessageType.ERROR:
             return self._on_error()
         return self._on_heartbeat()
@@ -492,7 +492,7 @@ cdef class Engine(Canceller):
                 reply = <Reply>self.pending.take_slot(slot)
                 reply.fail("PF502", f"the peer's answer is malformed: {error.message}", None)
                 return self._settle(reply)
-            if reader.id.n > 0 and self.acceptor is not None and self.acceptor.refuse(
+            if reader.id.n > 0 and self.sink is not None and self.sink.refuse(
                     self, reader, "PF502", f"the handling peer's answer is malformed: {error.message}", None):
                 return 0
         self.strikes += 1
@@ -507,7 +507,7 @@ cdef class Engine(Canceller):
         cdef PendingTable table = self.pending
         cdef int32_t slot
         cdef Reply reply
-        if reader.seq >= FIRST_ROUTED and self.member is not None and self.acceptor.answer(self, reader, self.now):
+        if reader.seq >= FIRST_ROUTED and self.member is not None and self.sink.answer(self, reader, self.now):
             return 0
         slot = table.find_seq(reader.seq)
         if slot < 0 or table.entries[slot].id_length != reader.id.n or memcmp(
@@ -516,7 +516,7 @@ cdef class Engine(Canceller):
             slot = table.find_id(reader.id.p, reader.id.n)
         if slot < 0 or (<Reply>table.entries[slot].waiter).entry is not None:
             if slot >= 0 or self.member is None or reader.seq >= FIRST_ROUTED \
-                    or not self.acceptor.answer(self, reader, self.now):
+                    or not self.sink.answer(self, reader, self.now):
                 self.unasked += 1
             return 0
         reply = <Reply>table.entries[slot].waiter
@@ -559,10 +559,10 @@ cdef class Engine(Canceller):
             slot = self.inbound.find_id(reader.id.p, reader.id.n)
             if slot >= 0:
                 job = self.inbound.take_slot(slot)
-                if self.acceptor is not None:
-                    self.acceptor.drop(self, job, DropReason.CANCELLED_BY_PEER)
-            elif self.acceptor is not None:
-                self.acceptor.cancel(self, reader.id.p, reader.id.n)
+                if self.sink is not None:
+                    self.sink.drop(self, job, DropReason.CANCELLED_BY_PEER)
+            elif self.sink is not None:
+                self.sink.cancel(self, reader.id.p, reader.id.n)
             return 0
         slot = self.pending.find_seq(reader.seq)
         if slot >= 0 and reader.id.n > 0 and (
@@ -574,7 +574,7 @@ cdef class Engine(Canceller):
             self.unasked += 1
             return 0
         if slot < 0:
-            if not self.acceptor.refuse(self, reader, code or "PF500", message or "the peer refused the frame",
+            if not self.sink.refuse(self, reader, code or "PF500", message or "the peer refused the frame",
                                         details if isinstance(details, dict) else None):
                 self.unasked += 1
             return 0
@@ -719,9 +719,9 @@ cdef class Engine(Canceller):
 
     cdef int _note_answer(self, OutputBuffer out, Py_ssize_t size, Py_ssize_t head, Incoming* incoming,
                           object code) except -1:
-        """Shows the acceptor the payload of the result that was just written: `size` bytes, after `head` others."""
+        """Shows the sink the payload of the result that was just written: `size` bytes, after `head` others."""
         # a gateway's side is not masked: the frame stands there as it was written
-        return self.acceptor.answered(self, incoming, code, out.data + out.size - size + head, size - head - 1)
+        return self.sink.answered(self, incoming, code, out.data + out.size - size + head, size - head - 1)
 
     cdef int64_t keep(self, object job, const unsigned char* packet_id, Py_ssize_t n, int64_t deadline) except? -1:
         cdef int32_t slot
@@ -835,7 +835,7 @@ cdef class Engine(Canceller):
         # so many at a time: the rest is due still, so this is called again in the loop's next iteration
         while slot >= 0 and ended < EXPIRED_AT_ONCE:
             ended += 1
-            if self.acceptor is not None:
+            if self.sink is not None:
                 self._expire_inbound(slot)
             else:
                 self.inbound.take_slot(slot)
@@ -864,7 +864,7 @@ cdef class Engine(Canceller):
             self._finish(self.inbound.entries[slot].seq, job.seq, None,
                          ("PF408", "the deadline passed before the handler finished", None), 0, False)
         finally:
-            self.acceptor.drop(self, job, DropReason.EXPIRED)
+            self.sink.drop(self, job, DropReason.EXPIRED)
         return 0
 
     def heard(self, int64_t now):

@@ -121,7 +121,7 @@ cdef class Loopback(Link):
         self.moving = True
         self.packets_at = packets.size  # nothing is delivered twice, whatever happens
         self.far.in_batch = True
-        self.far.acceptor.begin_batch(now)
+        self.far.sink.begin_batch(now)
         try:
             self.packets_at = _deliver(packets, at, self.far, MOST_WAITING - waiting, now)
         finally:
@@ -131,7 +131,7 @@ cdef class Loopback(Link):
             else:
                 self.packets_at = 0
                 _empty(packets)
-            self.far.acceptor.end_batch()
+            self.far.sink.end_batch()
             self.far.in_batch = False
             self._settle()
         if self.sharing is not None:

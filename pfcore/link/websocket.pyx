@@ -153,8 +153,8 @@ cdef class Link(WSListener):
             self.in_batch = True
             self.engine.in_batch = True
             self.engine.now = now
-            if self.engine.acceptor is not None:
-                self.engine.acceptor.begin_batch(now)
+            if self.engine.sink is not None:
+                self.engine.sink.begin_batch(now)
         try:
             if not self.closing or kind == WSMsgType.CLOSE:
                 if frame.rsv1 or frame.rsv2 or frame.rsv3:
@@ -241,8 +241,8 @@ cdef class Link(WSListener):
         self._count_unsent()
         self.engine.heard(pf_monotonic_ns())
         self._run_batch()
-        if self.engine.acceptor is not None:
-            self.engine.acceptor.resumed(self.engine, pf_monotonic_ns())
+        if self.engine.sink is not None:
+            self.engine.sink.resumed(self.engine, pf_monotonic_ns())
 
     # -- who pays for what is read and not yet whole, and for what is written and not yet taken
 
@@ -453,8 +453,8 @@ cdef class Link(WSListener):
 
     cdef int _fire(self) except -1:
         """Resumes who waits for what has arrived."""
-        if self.engine.acceptor is not None:
-            self.engine.acceptor.end_batch()
+        if self.engine.sink is not None:
+            self.engine.sink.end_batch()
         while self.engine.fire_ready():
             self._write()
         return 0

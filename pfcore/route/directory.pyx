@@ -265,7 +265,7 @@ cdef class Directory:
         cdef Handler handler = <Handler>self.dispatcher.handlers.by_key.get(route.key)
         route.local = handler is not None
         # a standard df element: reactors register the same names, and the specification's do not announce them
-        route.yields = handler is not None and handler.free and route.group == GROUP_DF
+        route.yields = handler is not None and handler.unbounded and route.group == GROUP_DF
         return 0
 
     cdef int set_policy(self, str group, str policy) except -1:

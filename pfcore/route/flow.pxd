@@ -18,7 +18,7 @@
 # Flights stand in a FlightTable under seqs from 2^40 up, which are also the seqs
 # of their frames to the handling reactor.
 #
-# A frame in the usual layout is handed on as it is but for its seq. Any other
+# A frame in the canonical layout is handed on as it is but for its seq. Any other
 # is written anew from the fields that were checked, so that no parser behind
 # us can read another packet than the one that was authorised.
 

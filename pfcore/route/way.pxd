@@ -6,12 +6,12 @@
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
-from pfcore.link.engine cimport Acceptor
+from pfcore.link.engine cimport Sink
 from pfcore.memory.heap cimport PriorityHeap
 from pfcore.route.flights cimport Flight, Member, Route
 from pfcore.wire.reader cimport FrameReader
 
-cdef class Way(Acceptor):
+cdef class Way(Sink):
     cdef:
         int64_t now              # ns, of the message or timer that is being dealt with
         bint in_batch            # what is written leaves when the batch ends

@@ -1,5 +1,5 @@
-from pfcore.link.engine import Acceptor
+from pfcore.link.engine import Sink
 
 __all__ = ["Way"]
 
-class Way(Acceptor): ...
+class Way(Sink): ...

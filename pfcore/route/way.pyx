@@ -9,7 +9,7 @@ from pfcore.wire.reader cimport FrameReader
 __all__ = ["Way"]
 
 
-cdef class Way(Acceptor):
+cdef class Way(Sink):
     """Moves packets on. The switch is the one there is; every method here is its own."""
 
     cdef int arm_at(self, int64_t deadline) except -1:

@@ -138,7 +138,7 @@ def decode_message(buffer, *, int max_depth=DEFAULT_DEPTH, bint predict=True):
 
     Its payload is a `Packet` for a submit, a `Result` for a result and a dict
     for the other two. `max_depth`: levels of nesting, 3 to 512 (default 64).
-    `predict`: compare with the usual layout first (faster, never different).
+    `predict`: compare with the canonical layout first (faster, never different).
     Raises `InvalidPacket`, which names the place and what was expected.
     """
     global _reader
@@ -178,7 +178,7 @@ cdef dict _payload_dict(FrameReader reader):
 def scan_repeatedly(bytes frame not None, Py_ssize_t times, *, bint predict=True):
     """Reads `frame` `times` times as a link does, building nothing. For benchmarks.
 
-    `predict`: try the usual layout first, as links do. Returns the seq it
+    `predict`: try the canonical layout first, as links do. Returns the seq it
     found. Raises `InvalidPacket`.
     """
     cdef FrameReader reader = FrameReader()

@@ -70,14 +70,14 @@ cdef struct Text:
 
 cdef class FrameReader:
     cdef:
-        bint predict             # try the usual layout first; off only in tests
+        bint predict             # try the canonical layout first; off only in tests
         int max_depth            # levels of nesting, the frame's own included
         # -- what the last `read` found; on failure, what it found until then
         MessageType type
         int64_t seq              # 0 to 2^53-1; -1 where it was absent or wrong
         Span[<int>FIELDS] fields
         Text payload             # the payload's object, as it stands in the frame
-        bint usual               # it has the usual layout throughout: no parser could read it otherwise
+        bint canonical           # it has the canonical layout throughout: no parser could read it otherwise
         Text id                  # submit: id; result, error: packet_id (n == 0: none)
         Text element
         uint8_t group            # index into GROUP_CODES

@@ -231,11 +231,11 @@ cdef class FrameReader:
         self._start = p
         self._length = n
         self._arena_used = 0
-        self.usual = True
+        self.canonical = True
         if self.predict and self._predicted(p, n):
             self.payload.n = p + n - 1 - self.payload.p
             return 0
-        self.usual = False
+        self.canonical = False
         self.payload.p = p
         self.payload.n = 0
         self.id.n = 0

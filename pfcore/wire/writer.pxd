@@ -36,7 +36,7 @@ cdef int put_heartbeat(OutputBuffer out, int64_t seq, object payload) except -1
 # `,"dependencies":[...],"metadata":{...}` of a packet that has them, else None; `retries` above 0 go into the metadata.
 cdef bytes encode_extra(Packet packet, int depth, int retries)
 
-# A packet that was read, written anew in the usual layout, so that every parser reads what was checked:
+# A packet that was read, written anew in the canonical layout, so that every parser reads what was checked:
 # `{"version":...,"priority":5` with another element or id where one is given (p not NULL) ...
 cdef int put_packet_head(OutputBuffer out, FrameReader reader, Text element, Text packet_id) except -1
 # ... and `,"dependencies":[...],"metadata":{...}` of it. `timeout_ms` goes between them, a brace behind.
@@ -44,8 +44,8 @@ cdef int put_packet_head(OutputBuffer out, FrameReader reader, Text element, Tex
 cdef int put_packet_extra(OutputBuffer out, FrameReader reader, bytes metadata) except -1
 # A packet's metadata written anew, None where it has none.
 cdef bytes metadata_again(FrameReader reader)
-# A result that was read, as a payload in the usual layout, under another id where one is given. Into a buffer of its
-# own, not into an open message: it encodes.
+# A result that was read, as a payload in the canonical layout, under another id where one is given. Into a buffer of
+# its own, not into an open message: it encodes.
 cdef int put_result_payload(OutputBuffer out, FrameReader reader, Text packet_id) except -1
 # An error of ours, as a result's payload.
 cdef int put_failure_payload(OutputBuffer out, const unsigned char* packet_id, Py_ssize_t id_length,

@@ -5,7 +5,7 @@
 # a handler took); no sockets. One dispatcher serves all links of a reactor or
 # gateway, so its limits hold for them together.
 #
-#   accept --(free)--> called inline --returns--------------------> answered
+#   accept --(room)--> called inline --returns--------------------> answered
 #      |                    \--is a coroutine: driven--returns-----> answered
 #      |                                        \--suspends--> Worker's Task --> answered
 #      \--(at the limit, or the slice is used up)--> Job in the heap --> later as above
@@ -16,12 +16,12 @@
 #   mc   one at a time
 #   rm   one at a time per metadata.key, else data.key
 #   df, co  as many as there is room for
-# A handler with a `limit` of its own has a lane of that width. A `free` one waits
+# A handler with a `limit` of its own has a lane of that width. An `unbounded` one waits
 # rather than works (the standard elements): thousands of them may be suspended.
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-from pfcore.link.engine cimport Acceptor, Engine, Incoming
+from pfcore.link.engine cimport Sink, Engine, Incoming
 from pfcore.memory.budget cimport Account
 from pfcore.memory.heap cimport PriorityHeap
 from pfcore.wire.packets cimport Packet
@@ -43,19 +43,19 @@ cdef class Dispatcher(WorkerHost):
         readonly Py_ssize_t concurrency  # handlers that may be suspended at once
         readonly Py_ssize_t max_queue    # jobs that may wait
         Py_ssize_t max_queue_bytes
-        readonly Py_ssize_t running  # suspended handlers, but for free ones
-        readonly Py_ssize_t waiting  # suspended handlers that are free
+        readonly Py_ssize_t running  # suspended handlers, but for unbounded ones
+        readonly Py_ssize_t waiting  # suspended handlers that are unbounded
         readonly Py_ssize_t max_waiting
         Py_ssize_t queue_bytes
         readonly bint draining
         readonly bint expose_errors
         FairQueue queue
-        FairQueue free_queue         # of jobs whose handlers are free
+        FairQueue unbounded_queue    # of jobs whose handlers are unbounded
         dict suspended_jobs          # Job -> None: those whose handlers have begun and not ended
         object doomed                # deque of Jobs that nobody waits for, to be cancelled in the next iterations
         Py_ssize_t cancelled         # so many were in this one
         bint blocked                 # nothing in `queue` may leave it before a handler has ended
-        int64_t free_used            # ns that free handlers have had in this iteration of the loop
+        int64_t unbounded_used       # ns that unbounded handlers have had in this iteration of the loop
         dict lanes                   # key -> Lane, while anyone is in it
         readonly Py_ssize_t queued_jobs  # in both queues and in all lanes
         KeyTable handlers

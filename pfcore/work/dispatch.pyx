@@ -51,9 +51,9 @@ cdef enum:
     SLICE = 1000000
     MOST_CONTAINERS = 100000     # arrays and objects in data that is decoded here: some 10 ms
     MARKED = 500000              # ns of batches from which on they are counted together
-    # ... and how long free ones (the standard elements) may in one iteration of the loop, over all links
-    FREE_SLICE = 1000000
-    FREE_TURN = 200000           # ns that one account has before it is another's turn
+    # ... and how long unbounded ones (the standard elements) may in one iteration of the loop, over all links
+    UNBOUNDED_SLICE = 1000000
+    UNBOUNDED_TURN = 200000           # ns that one account has before it is another's turn
     JOB_BYTES = 2048             # what a packet that waits or is suspended takes, besides its data
     VALUE_BYTES = 56             # what each value in its data may take as a Python object
     CANCELS = 32                 # suspended handlers that are cancelled in one iteration of the loop
@@ -88,7 +88,7 @@ cdef class Dispatcher(WorkerHost):
     `concurrency`: async handlers that may be suspended at once (default 1,024);
     beyond it packets queue, the most urgent first. `max_queue`: packets that may
     wait (default 8,192), `max_queue_bytes`: and their bytes (default 64 MiB);
-    beyond them the answer is PF429. `max_waiting`: free handlers that may be
+    beyond them the answer is PF429. `max_waiting`: unbounded handlers that may be
     suspended (default 65,536), PF429 past it. `expose_errors`: handlers' exception texts
     go to the submitter (default True). `on_slow`: called with ``(key, ms)``
     after a handler kept the loop for over 100 ms. `on_error`: called with ``(key,
@@ -110,7 +110,7 @@ cdef class Dispatcher(WorkerHost):
         self.on_slow = on_slow
         self.on_error = on_error
         self.queue = FairQueue()
-        self.free_queue = FairQueue()
+        self.unbounded_queue = FairQueue()
         self.lanes = {}
         self.handlers = KeyTable()
         self.parked = []
@@ -272,7 +272,7 @@ cdef class Dispatcher(WorkerHost):
             return None
         claim.limit = 0
         if self.loop is not None:
-            if handler.free:
+            if handler.unbounded:
                 if not shared_room(self.max_waiting, self.waiting, engine.account.waits if engine.account is not None
                                    else 0):
                     engine.respond_error(
@@ -280,8 +280,8 @@ cdef class Dispatcher(WorkerHost):
                         f"{self.waiting} packets wait here already, the most that may is {self.max_waiting}",
                         {"retry_after_ms": 100}, 0)
                     return None
-                if (self.free_queue.count > 0 or self.free_used >= FREE_SLICE or engine.now >= self.slice_ends
-                        or self._inside_task()):
+                if (self.unbounded_queue.count > 0 or self.unbounded_used >= UNBOUNDED_SLICE
+                        or engine.now >= self.slice_ends or self._inside_task()):
                     return self._enqueue(engine, reader, incoming, handler, data, packet, caller, &claim, now)
             elif handler.group == GROUP_ED and handler.limit == 0:
                 # at once; but even events have a bound, and not inside somebody's task
@@ -312,7 +312,7 @@ cdef class Dispatcher(WorkerHost):
         claim.key = handler.hash
         if handler.limit > 0:
             claim.limit = handler.limit
-        elif handler.free or handler.group == GROUP_DF or handler.group == GROUP_CO or handler.group == GROUP_ED:
+        elif handler.unbounded or handler.group == GROUP_DF or handler.group == GROUP_CO or handler.group == GROUP_ED:
             return None
         else:
             if handler.group != GROUP_MC and concurrency_key(reader, handler.group == GROUP_RM, &claim.key):
@@ -384,7 +384,7 @@ cdef class Dispatcher(WorkerHost):
                 return job
             job.lane.busy += 1
         self.blocked = False
-        self._put(job, self.free_queue if handler.free else self.queue)
+        self._put(job, self.unbounded_queue if handler.unbounded else self.queue)
         self._schedule()
         return job
 
@@ -419,7 +419,7 @@ cdef class Dispatcher(WorkerHost):
             return False
         before.settle(-job.cost)
         if job.suspended:
-            if job.handler.free:
+            if job.handler.unbounded:
                 before.waits -= 1
                 account.waits += 1
             else:
@@ -453,7 +453,7 @@ cdef class Dispatcher(WorkerHost):
 
     cdef int _schedule(self) except -1:
         """Queued jobs get a turn in the loop's next iteration, if there is room for one."""
-        if not self.scheduled and (self.free_queue.count > 0 or self.free_used > 0 or self.spent > 0
+        if not self.scheduled and (self.unbounded_queue.count > 0 or self.unbounded_used > 0 or self.spent > 0
                                    or self.cancelled > 0
                                    or (self.running < self.concurrency and self.queue.count > 0 and not self.blocked)):
             self.scheduled = True
@@ -461,15 +461,15 @@ cdef class Dispatcher(WorkerHost):
         return 0
 
     def run_queue(self):
-        """Starts queued jobs for one slice of time: free ones by turns of their accounts, the others by urgency."""
+        """Starts queued jobs for one slice of time: unbounded ones by turns of their accounts, others by urgency."""
         cdef int64_t now = pf_monotonic_ns()
-        cdef int64_t end = now + FREE_SLICE
+        cdef int64_t end = now + UNBOUNDED_SLICE
         self.scheduled = False
-        self.free_used = 0
+        self.unbounded_used = 0
         self.spent = 0
         self._cancel_some(CANCELS)
         try:
-            self._run_some(self.free_queue, now, end)
+            self._run_some(self.unbounded_queue, now, end)
             now = pf_monotonic_ns()
             self._run_some(self.queue, now, now + SLICE)
         finally:
@@ -480,8 +480,8 @@ cdef class Dispatcher(WorkerHost):
     cdef int _run_some(self, FairQueue queue, int64_t now, int64_t end) except -1:
         cdef Job job
         cdef int64_t began
-        while now < end and (queue is self.free_queue or self.running < self.concurrency):
-            if queue is self.free_queue:
+        while now < end and (queue is self.unbounded_queue or self.running < self.concurrency):
+            if queue is self.unbounded_queue:
                 job = <Job>queue.pop(1 << 40, 0)
             else:
                 job = <Job>queue.pop(self.concurrency, self.running)
@@ -605,7 +605,7 @@ cdef class Dispatcher(WorkerHost):
             job.caller = None
             job.suspended = True
             self.suspended_jobs[job] = None
-            if handler.free:
+            if handler.unbounded:
                 self.waiting += 1
                 if job.account is not None:
                     job.account.waits += 1
@@ -619,7 +619,7 @@ cdef class Dispatcher(WorkerHost):
                 self.was_slow(handler, pf_monotonic_ns() - now)
             return job
         inner = None
-        if handler.free:
+        if handler.unbounded:
             self._used_free(now)
         # someone kept the task, cancelled it, or set a context variable: not for the next handler. A parked
         # worker is told when its task is cancelled; one whose task has not run yet has to be asked.
@@ -645,8 +645,8 @@ cdef class Dispatcher(WorkerHost):
         return None
 
     def _used_free(self, int64_t began):
-        """A free handler has had its time; from a bound on the others wait for the loop's next iteration."""
-        self.free_used += pf_monotonic_ns() - began
+        """An unbounded handler has had its time; from a bound on the others wait for the loop's next iteration."""
+        self.unbounded_used += pf_monotonic_ns() - began
         self._schedule()
 
     cdef int was_slow(self, Handler handler, int64_t took) except -1:
@@ -729,7 +729,7 @@ cdef class Dispatcher(WorkerHost):
         if isinstance(error, PacketFlowError):
             # a handler may answer with any code of the protocol, but for those that say that it never began
             code, message, details = _told_by(error)
-            if code in _TRY_AGAIN and not handler.free:
+            if code in _TRY_AGAIN and not handler.unbounded:
                 details = {**(details or {}), "code": code}
                 code = "PF500"
         elif isinstance(error, _CancelledError):
@@ -745,9 +745,9 @@ cdef class Dispatcher(WorkerHost):
             else:
                 message = "the handler failed"
         if job is None:
-            incoming.ran = not handler.free
+            incoming.ran = not handler.unbounded
             return engine.respond_error(incoming, code, message, details, took)
-        engine.finish_error(job.number, job.seq, code, message, details, took, not handler.free)
+        engine.finish_error(job.number, job.seq, code, message, details, took, not handler.unbounded)
         return 0
 
     cdef int _tell_error(self, Engine engine, Handler handler, Incoming* incoming, Job job,
@@ -788,7 +788,7 @@ cdef class Dispatcher(WorkerHost):
             self.blocked = False
             job.suspended = False
             self.suspended_jobs.pop(job, None)
-            if job.handler.free:
+            if job.handler.unbounded:
                 self.waiting -= 1
                 if job.account is not None:
                     job.account.waits -= 1
@@ -861,7 +861,7 @@ cdef class Dispatcher(WorkerHost):
                 job = <Job>(<Lane>lane).queue.peek()
                 self.drop(job.engine, job, 0)
                 waiting.append(job)
-        for queue in (self.free_queue, self.queue):
+        for queue in (self.unbounded_queue, self.queue):
             while True:
                 job = <Job>(<FairQueue>queue).pop(1 << 60, 0)
                 if job is None:

@@ -10,6 +10,6 @@ cdef class Handler(Keyed):
         readonly object check        # value -> value or raises: the annotated return type, or None
         object returns               # a type: exact instances need no `check`
         readonly Py_ssize_t limit    # suspended at once, 0: as many as the dispatcher's
-        bint free                    # waits rather than works: no lane, no share of `concurrency`
+        bint unbounded               # waits rather than works: no lane, no share of `concurrency`
         bint wants_caller            # called with (data, packet, caller)
         bint plain_str               # annotated `str`: a JSON string needs no decoder

@@ -19,7 +19,7 @@ class Handler(Keyed):
         returns: type | None = None,
         check: Callable[[Any], Any] | None = None,
         limit: int = 0,
-        free: bool = False,
+        unbounded: bool = False,
         wants_caller: bool = False,
     ) -> None: ...
     @property

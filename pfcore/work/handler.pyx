@@ -10,7 +10,7 @@ cdef class Handler:
     """What runs for one ``group:element``.
 
     `limit`: packets that may be suspended in it at once, 0 for no bound but the
-    dispatcher's (default). `free`: its group's order does not hold for it, nor the
+    dispatcher's (default). `unbounded`: its group's order does not hold for it, nor the
     dispatcher's `concurrency`, for it waits rather than works.
     `function`: called with ``(data)``, or ``(data, packet)`` if `wants_packet`, or
     ``(data, packet, caller)`` if `wants_caller`: who submitted, a Member, or a
@@ -22,7 +22,7 @@ cdef class Handler:
     """
 
     def __init__(self, group, element, function, *, bint wants_packet=False,
-                 decoder=None, bint plain_str=False, returns=None, check=None, Py_ssize_t limit=0, bint free=False,
+                 decoder=None, bint plain_str=False, returns=None, check=None, Py_ssize_t limit=0, bint unbounded=False,
                  bint wants_caller=False):
         self.name(group, element)
         if not callable(function):
@@ -37,4 +37,4 @@ cdef class Handler:
         if limit < 0:
             raise ValueError(f"handler for {self.key}: expected a concurrency of at least 1, got {limit}")
         self.limit = limit
-        self.free = free
+        self.unbounded = unbounded

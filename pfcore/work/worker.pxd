@@ -10,7 +10,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-from pfcore.link.engine cimport Acceptor, Engine
+from pfcore.link.engine cimport Sink, Engine
 from pfcore.memory.budget cimport Account
 from pfcore.memory.heap cimport PriorityHeap
 from pfcore.wire.packets cimport Packet
@@ -69,7 +69,7 @@ cdef class Worker:
     cdef int retire(self) except -1
 
 # What a worker needs of whoever gives it work: the dispatcher.
-cdef class WorkerHost(Acceptor):
+cdef class WorkerHost(Sink):
     cdef:
         object loop
         object base                  # the context that handlers' contexts copy

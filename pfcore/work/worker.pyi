@@ -1,5 +1,5 @@
-from pfcore.link.engine import Acceptor
+from pfcore.link.engine import Sink
 
 __all__: list[str] = []
 
-class WorkerHost(Acceptor): ...
+class WorkerHost(Sink): ...

@@ -35,7 +35,7 @@ cdef object _ENDED = object()
 cdef tuple PASSED_ON = (SystemExit, KeyboardInterrupt)
 
 
-cdef class WorkerHost(Acceptor):
+cdef class WorkerHost(Sink):
     """What a worker needs of whoever gives it work."""
 
     cdef int ended(self, Job job, object value, object error) except -1:

@@ -6,6 +6,7 @@ See the guide in ``docs/guide.md``; the protocol itself is in ``docs/protocol.md
 """
 
 from packetflow._version import __version__ as __version__
+from packetflow.client.reactor import Reactor
 from packetflow.errors import (
     Cancelled,
     Conflict,
@@ -26,7 +27,6 @@ from packetflow.errors import (
 from packetflow.gateway import Access, Gateway, Identity, Role
 from packetflow.loop import run
 from packetflow.model import GROUPS, STANDARD_ELEMENTS, Packet, Result
-from packetflow.reactor import Reactor
 
 __all__ = [
     "GROUPS",

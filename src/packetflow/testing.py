@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from packetflow.client.reactor import Reactor
 from packetflow.gateway import Gateway
-from packetflow.reactor import Reactor
 
 __all__ = ["pair"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from packetflow.elements.helpers import Item, Toolbox
+from packetflow.client.toolbox import Item, Toolbox
 from packetflow.errors import Conflict, ConnectionLost, PacketTimeout
 
 ONE_LOOP = "asyncio"

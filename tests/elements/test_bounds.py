@@ -10,8 +10,7 @@ import pytest
 
 from packetflow import Gateway, Reactor
 from packetflow.elements import Bounds, branch, case, loop, seq, step, transform
-from tests.elements.conftest import refused
-from tests.helpers import until
+from tests.helpers import refused, until
 
 
 @pytest.fixture
@@ -81,7 +80,7 @@ async def test_so_many_names_of_a_kind(small: Any, kind: str) -> None:
 async def test_so_many_watched_names(small: Any) -> None:
     gateway, client = small
     watching = [asyncio.ensure_future(client.call("ed", "watch", {"event": name})) for name in "ab"]
-    await until(lambda: len(gateway._elements.watched) == 2)
+    await until(lambda: len(gateway.view.runtime().watched) == 2)
     assert (await refused(client.call("ed", "watch", {"event": "c"}))).code == "PF429"
     for name in "ab":
         await client.signal(name)
@@ -91,7 +90,7 @@ async def test_so_many_watched_names(small: Any) -> None:
 async def test_undecided_ballots_count_as_names(small: Any) -> None:
     gateway, client = small
     voting = [asyncio.ensure_future(client.vote(name, 1, 2)) for name in "ab"]
-    await until(lambda: gateway._elements.store.names("ballot") == 2)
+    await until(lambda: gateway.view.runtime().store.names("ballot") == 2)
     assert (await refused(client.vote("c", 1, 2))).code == "PF429"
     for name in "ab":
         await client.vote(name, 1, 2)
@@ -120,11 +119,11 @@ async def test_what_is_stored_is_its_principals_until_it_leaves() -> None:
         Gateway("ws://127.0.0.1:0/packetflow/v1", max_stored_principal_bytes=25_000) as gateway,
         Reactor(gateway.endpoint) as client,
     ):
-        stored = gateway._principals.anonymous.stored
+        stored = gateway.view.principals.anonymous.stored
         assert stored is not None
         await client.stream("s").produce(*["x" * 1000] * 10)
         await client.call("df", "consume", {"stream": "s", "max": 0})
-        gateway._elements.watched.keep("event", "watched")  # type: ignore[union-attr]
+        gateway.view.runtime().watched.keep("event", "watched")  # type: ignore[union-attr]
         for group, element, data in (
             ("df", "produce", {"stream": "s", "items": ["x" * 1000] * 10, "wait_ms": 0}),
             ("rm", "cache", {"op": "set", "key": "k", "value": "x" * 15_000}),
@@ -161,8 +160,8 @@ async def test_what_is_held_is_the_links_until_it_ends() -> None:
             assert 5 < made < 25
             # nobody else notices
             assert await other.call("cf", "seq", seq(ECHO, ECHO)["data"]) == 1
-            gateway._elements.end_principal(gateway._principals.anonymous)  # type: ignore[union-attr]
-            await until(lambda: not gateway._elements.standing)  # type: ignore[union-attr]
+            gateway.view.runtime().end_principal(gateway.view.principals.anonymous)  # type: ignore[union-attr]
+            await until(lambda: not gateway.view.runtime().standing)  # type: ignore[union-attr]
             await client.react("e", step("df", "echo", "x" * 50_000))
 
 

@@ -12,8 +12,7 @@ from packetflow import Access, Gateway, Identity, Reactor, Role
 from packetflow.elements import Bounds, branch, case, gather, loop, ref, seq, step, transform
 from packetflow.elements.expressions import MAX_STEPS
 from packetflow.gateway import hash_token
-from tests.elements.conftest import refused
-from tests.helpers import until
+from tests.helpers import refused, until
 
 ECHO = step("df", "echo", 1)
 
@@ -115,7 +114,7 @@ async def test_reactions_that_signal_their_own_event_end() -> None:
         for n in range(10):
             await client.react("e", step("ed", "signal", {"event": "e"}), id=f"r{n}")
         assert await client.signal("e") == 10
-        await until(lambda: hub.switch.in_flight == 0 and not hub._elements.nests)  # type: ignore[union-attr]
+        await until(lambda: hub.switch.in_flight == 0 and not hub.view.runtime().nests)  # type: ignore[union-attr]
         # each of them met ten: without a bound in width they were 10^15
         assert hub.switch.elements["ed:signal"].succeeded <= 102
 
@@ -209,8 +208,8 @@ async def test_those_who_wait_at_the_end_of_a_gateway(client: Reactor, hub: Gate
         asyncio.ensure_future(client.gate("g").wait()),
         asyncio.ensure_future(ask(client, seq(ECHO, step("cf", "gate", {"gate": "g", "action": "wait"})))),
     ]
-    await until(lambda: hub._elements.lines.waiting("gate", "g") == 2)  # type: ignore[union-attr]
-    hub._elements.drain()  # type: ignore[union-attr]
+    await until(lambda: hub.view.runtime().lines.waiting("gate", "g") == 2)  # type: ignore[union-attr]
+    hub.view.runtime().drain()  # type: ignore[union-attr]
     assert (await refused(waits[0])).code == "PF503"
     error = await refused(waits[1])
     assert (error.code, error.details["code"]) == ("PF502", "PF503")  # type: ignore[index]

@@ -9,8 +9,7 @@ import pytest
 
 from packetflow import Gateway, Reactor
 from packetflow.elements import branch, case, lit, loop, ref, seq, step
-from tests.elements.conftest import refused
-from tests.helpers import until
+from tests.helpers import refused, until
 
 ECHO = step("df", "echo")
 
@@ -215,7 +214,7 @@ async def test_loop_takes_exactly_one_way_to_end(client: Reactor, data: dict[str
 async def test_a_gate_starts_closed_and_opens(hub: Gateway, client: Reactor) -> None:
     gate = client.gate("g")
     waiting = [asyncio.ensure_future(gate.wait()) for _ in range(5)]
-    await until(lambda: hub._elements.lines.waiting("gate", "g") == 5)  # type: ignore[union-attr]
+    await until(lambda: hub.view.runtime().lines.waiting("gate", "g") == 5)  # type: ignore[union-attr]
     assert await client.call("cf", "gate", {"gate": "g", "action": "open"}) == {"open": True, "waiting": 5}
     await asyncio.gather(*waiting)
     await gate.wait()  # open now
@@ -240,7 +239,7 @@ async def test_waiters_are_served_by_priority(hub: Gateway, client: Reactor) -> 
         order.append(priority)
 
     waiting = [asyncio.ensure_future(wait(priority)) for priority in (1, 10, 5)]
-    await until(lambda: hub._elements.lines.waiting("gate", "p") == 3)  # type: ignore[union-attr]
+    await until(lambda: hub.view.runtime().lines.waiting("gate", "p") == 3)  # type: ignore[union-attr]
     await client.gate("p").open()
     await asyncio.gather(*waiting)
     assert order == [10, 5, 1]
@@ -263,7 +262,7 @@ async def test_gates_refuse_what_is_not_valid(client: Reactor, data: dict[str, A
 
 
 async def test_waiters_end_with_their_deadline_their_link_and_the_gateway(hub: Gateway, client: Reactor) -> None:
-    lines = hub._elements.lines  # type: ignore[union-attr]
+    lines = hub.view.runtime().lines  # type: ignore[union-attr]
     assert (await refused(client.call("cf", "gate", {"gate": "d", "action": "wait"}, timeout_ms=30))).code == "PF408"
     await until(lambda: lines.waiting("gate", "d") == 0)
     other = Reactor(hub.endpoint, reconnect=False)

@@ -13,13 +13,12 @@ from packetflow.conformance.wire import Peer
 from packetflow.elements import Bounds, co, gather, in_memory, step
 from packetflow.errors import Overloaded
 from packetflow.gateway import hash_token
-from tests.elements.conftest import refused
-from tests.helpers import until
+from tests.helpers import refused, until
 
 
 def waiting(hub: Gateway, kind: str) -> int:
-    assert hub._elements is not None
-    return sum(len(line) for (found, _), line in hub._elements.lines._lines.items() if found == kind)
+    assert hub.view.runtime() is not None
+    return sum(len(line) for (found, _), line in hub.view.runtime().lines._lines.items() if found == kind)
 
 
 # ---------------------------------------------------------------- co:sync
@@ -276,7 +275,7 @@ async def test_those_who_announce_nothing_are_asked_and_one_who_refuses_is_no_en
         no = await unlisted(hub, refuses)
         asked = [one for one in hub.switch.links if not one.listed and one.principal.number == 0]
         assert len(asked) == 2
-        monkeypatch.setattr(hub._inside, "reactors_for", lambda key: [*hub.switch.reactors_for(key), *asked])
+        monkeypatch.setattr(hub.view.inside, "reactors_for", lambda key: [*hub.switch.reactors_for(key), *asked])
         told = await client.call("co", "broadcast", {"packet": step("df", "where")})
         assert told["delivered"] == 2
         assert sorted(entry["data"] for entry in told["results"]) == ["listed", "unlisted"]
@@ -285,7 +284,7 @@ async def test_those_who_announce_nothing_are_asked_and_one_who_refuses_is_no_en
         assert decided["decided"] is True
         same = await client.call("co", "vote", {"packet": step("df", "where"), "need": 2})
         assert (same["decided"], sum(count for _, count in same["tally"])) == (False, 2)
-        monkeypatch.setattr(hub._inside, "reactors_for", lambda key: [asked[1]])
+        monkeypatch.setattr(hub.view.inside, "reactors_for", lambda key: [asked[1]])
         for element in ("broadcast", "vote"):
             assert (await refused(client.call("co", element, {"packet": step("df", "where")}))).code == "PF001"
         for peer in (yes, no):
@@ -327,7 +326,7 @@ async def test_the_choices_of_a_ballot_fit_an_answer() -> None:
 async def test_what_was_read_by_all_is_kept_no_more(hub: Gateway, client: Reactor) -> None:
     await asyncio.gather(*(client.barrier("b", 5).wait(n) for n in range(5)))
     await votes(client, "v", ["a", "a", "a"], need=3)
-    store: Any = hub._elements.store  # type: ignore[union-attr]
+    store: Any = hub.view.runtime().store  # type: ignore[union-attr]
     await until(lambda: not store.names("barrier end") and not store.names("ballot end"))
 
 
@@ -361,14 +360,14 @@ async def test_who_finds_no_room_to_wait_has_not_come() -> None:
         first = asyncio.ensure_future(client.barrier("b", 3).wait("first"))
         await until(lambda: waiting(hub, "barrier") == 1)
         assert (await refused(client.barrier("b", 3).wait("second"))).code == "PF429"
-        assert hub._elements is not None
-        kept = await hub._elements.store.get("barrier", "b")
+        assert hub.view.runtime() is not None
+        kept = await hub.view.runtime().store.get("barrier", "b")
         assert kept is not None
         assert co.BARRIERS.decode("b", kept.value).data == [msgspec.Raw(b'"first"')]
         voting = asyncio.ensure_future(client.vote("v", "yes", 3))
         await until(lambda: waiting(hub, "ballot") == 1)
         assert (await refused(client.vote("v", "no", 3))).code == "PF429"
-        kept = await hub._elements.store.get("ballot", "v")
+        kept = await hub.view.runtime().store.get("ballot", "v")
         assert kept is not None
         assert len(co.BALLOTS.decode("v", kept.value).votes) == 1
         await hub.stop(0)
@@ -438,7 +437,7 @@ async def test_one_that_has_gone_is_an_entry_of_its_own(
         await until(lambda: len(hub.switch.reactors_for("df:echo")) == 2)
         members = list(hub.switch.reactors_for("df:echo"))
     await until(lambda: "gone" not in hub.reactors)
-    monkeypatch.setattr(hub._inside, "reactors_for", lambda key: members)
+    monkeypatch.setattr(hub.view.inside, "reactors_for", lambda key: members)
     told = await client.broadcast("df", "echo", 1)
     assert sorted(entry["status"] for entry in told) == ["error", "success"]
     assert [entry["error"]["code"] for entry in told if entry["status"] == "error"] == ["PF502"]

@@ -12,8 +12,7 @@ import pytest
 from packetflow import Gateway, Reactor
 from packetflow.elements import Bounds, reduce, ref, step, streams, transform
 from packetflow.elements.streams import MAX_DELIVERIES
-from tests.elements.conftest import refused
-from tests.helpers import until
+from tests.helpers import refused, until
 
 
 async def consume(client: Reactor, stream: str, **more: Any) -> list[dict[str, Any]]:
@@ -48,9 +47,9 @@ async def test_what_is_acknowledged_by_all_who_read_is_dropped(hub: Gateway, cli
     mine = await consume(client, "s")
     theirs = await consume(client, "s", consumer="b")
     await consume(client, "s", max=0, ack=[item["id"] for item in mine])
-    assert (await hub._elements.store.extent("stream", "s"))[0] == 4  # type: ignore[union-attr]
+    assert (await hub.view.runtime().store.extent("stream", "s"))[0] == 4  # type: ignore[union-attr]
     await consume(client, "s", consumer="b", max=0, ack=[item["id"] for item in theirs[:2]])
-    assert (await hub._elements.store.extent("stream", "s"))[0] == 2  # type: ignore[union-attr]
+    assert (await hub.view.runtime().store.extent("stream", "s"))[0] == 2  # type: ignore[union-attr]
 
 
 async def test_what_is_not_acknowledged_comes_again_and_at_last_goes_to_the_dead(client: Reactor) -> None:
@@ -64,7 +63,7 @@ async def test_what_is_not_acknowledged_comes_again_and_at_last_goes_to_the_dead
 
 async def test_consumers_wait_for_items(hub: Gateway, client: Reactor) -> None:
     waiting = asyncio.ensure_future(consume(client, "later"))
-    await until(lambda: hub._elements.lines.waiting("stream", ("later", "default")) == 1)  # type: ignore[union-attr]
+    await until(lambda: hub.view.runtime().lines.waiting("stream", ("later", "default")) == 1)  # type: ignore[union-attr]
     await client.stream("later").produce("now")
     assert [item["data"] for item in await waiting] == ["now"]
     assert (await refused(consume(client, "later", wait_ms=10))).code == "PF408"
@@ -264,7 +263,7 @@ async def test_names_that_hold_what_keys_are_made_of(client: Reactor, hub: Gatew
         await client.call("df", "consume", {"stream": stream, "consumer": consumer, "max": 0})
     found = await client.call("df", "consume", {"stream": "a", "consumer": "b\0c"})
     await client.call("df", "consume", {"stream": "a", "consumer": "b\0c", "max": 0, "ack": [found["items"][0]["id"]]})
-    assert await hub._elements.store.extent("stream", "a") == (0, 0, 0)  # type: ignore[union-attr]
+    assert await hub.view.runtime().store.extent("stream", "a") == (0, 0, 0)  # type: ignore[union-attr]
     for group, element, data in (
         ("df", "consume", {"stream": "a", "consumer": "b", "wait_ms": 0}),
         ("co", "sync", {"barrier": "a", "parties": 2, "wait_ms": 0}),
@@ -325,8 +324,8 @@ async def test_a_long_stream_that_is_done_with_is_dropped(hub: Gateway, client: 
     taken = await client.call("df", "consume", {"stream": "s", "max": 10_000})
     assert len(taken["items"]) == count
     await client.call("df", "consume", {"stream": "s", "max": 0, "ack": [item["id"] for item in taken["items"]]})
-    assert hub._elements is not None
-    assert (await hub._elements.store.extent("stream", "s"))[0] == 0
+    assert hub.view.runtime() is not None
+    assert (await hub.view.runtime().store.extent("stream", "s"))[0] == 0
 
 
 async def test_so_many_consumer_names_read_a_stream(client: Reactor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,8 +340,8 @@ async def test_an_item_that_was_dropped_by_another_is_not_given_out_again(hub: G
     data = {"stream": "s", "redeliver_after_ms": 1}
     await client.stream("s").produce("x")
     (item,) = (await client.call("df", "consume", data))["items"]
-    assert hub._elements is not None
-    await hub._elements.store.trim("stream", "s", item["id"])
+    assert hub.view.runtime() is not None
+    await hub.view.runtime().store.trim("stream", "s", item["id"])
     assert (await refused(client.call("df", "consume", {**data, "wait_ms": 30}))).code == "PF408"
 
 

@@ -14,8 +14,7 @@ from packetflow import Access, Gateway, Identity, Packet, Reactor, Role
 from packetflow.elements import Bounds, ref, step
 from packetflow.errors import Forbidden
 from packetflow.gateway import hash_token
-from tests.elements.conftest import refused
-from tests.helpers import until
+from tests.helpers import refused, until
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ async def test_a_reaction_ends_when_it_is_cancelled(client: Reactor, heard: list
 
 
 async def test_a_reaction_ends_with_its_link(hub: Gateway, client: Reactor, heard: list[Any]) -> None:
-    hub._elements.sessions._grace = 0.02  # type: ignore[union-attr]
+    hub.view.runtime().sessions.grace = 0.02  # type: ignore[union-attr]
     other = Reactor(hub.endpoint, name="other", reconnect=False)
     await other.start()
     await other.react("e", HEAR)
@@ -75,7 +74,7 @@ async def test_a_reaction_ends_with_its_link(hub: Gateway, client: Reactor, hear
 async def test_a_reaction_that_signals_itself_comes_to_an_end(client: Reactor, hub: Gateway) -> None:
     await client.react("loop", step("ed", "signal", {"event": "loop"}))
     await client.signal("loop")
-    await until(lambda: hub.switch.in_flight == 0 and not hub._elements.nests)  # type: ignore[union-attr]
+    await until(lambda: hub.switch.in_flight == 0 and not hub.view.runtime().nests)  # type: ignore[union-attr]
     assert hub.switch.elements["ed:signal"].succeeded <= 20
 
 
@@ -84,7 +83,7 @@ async def test_a_reaction_that_signals_itself_comes_to_an_end(client: Reactor, h
 
 async def test_watching_misses_nothing_in_between(client: Reactor, hub: Gateway) -> None:
     first = asyncio.ensure_future(client.call("ed", "watch", {"event": "e.*"}))
-    await until(lambda: hub._elements.lines.waiting("event", "e.*") == 1)  # type: ignore[union-attr]
+    await until(lambda: hub.view.runtime().lines.waiting("event", "e.*") == 1)  # type: ignore[union-attr]
     assert await client.signal("e.a", 1) == 1
     found = await first
     assert (found["event"], found["payload"]) == ("e.a", 1)
@@ -104,21 +103,21 @@ async def test_a_cursor_that_is_too_old(client: Reactor, hub: Gateway) -> None:
     await client.cache.set("something", "has happened")
     error = await refused(client.call("ed", "watch", {"event": "never", "after": 0}))
     assert error.code == "PF409"
-    start = hub._elements.watched.keep("event", "e")  # type: ignore[union-attr]
+    start = hub.view.runtime().watched.keep("event", "e")  # type: ignore[union-attr]
     for n in range(1001):
         await client.signal("e", n)
     assert (await refused(client.call("ed", "watch", {"event": "e", "after": start}))).code == "PF409"
 
 
 async def test_a_name_is_kept_while_somebody_may_come_back_with_a_cursor_of_it(client: Reactor, hub: Gateway) -> None:
-    watched = hub._elements.watched  # type: ignore[union-attr]
+    watched = hub.view.runtime().watched  # type: ignore[union-attr]
     for part in ({"event": "over"}, {"key": "over"}, {"key": "over", "version": 0}):
         assert (await refused(client.call("ed", "watch", part | {"wait_ms": 1}))).code == "PF408"
         assert len(watched) == 0, "nobody has a cursor, and nothing was noted"
     waiting = [asyncio.ensure_future(client.call("ed", "watch", {"event": "e"})) for _ in range(2)]
-    await until(lambda: hub._elements.lines.waiting("event", "e") == 2)  # type: ignore[union-attr]
+    await until(lambda: hub.view.runtime().lines.waiting("event", "e") == 2)  # type: ignore[union-attr]
     waiting[0].cancel()
-    await until(lambda: hub._elements.lines.waiting("event", "e") == 1)  # type: ignore[union-attr]
+    await until(lambda: hub.view.runtime().lines.waiting("event", "e") == 1)  # type: ignore[union-attr]
     assert len(watched) == 1
     await client.signal("e", 1)
     cursor = (await waiting[1])["cursor"]
@@ -133,7 +132,7 @@ async def test_a_name_is_kept_while_somebody_may_come_back_with_a_cursor_of_it(c
 
 async def test_watching_a_key(client: Reactor, hub: Gateway) -> None:
     waiting = asyncio.ensure_future(client.call("ed", "watch", {"key": "k"}))
-    await until(lambda: hub._elements.lines.waiting("key", "k") == 1)  # type: ignore[union-attr]
+    await until(lambda: hub.view.runtime().lines.waiting("key", "k") == 1)  # type: ignore[union-attr]
     version = await client.cache.set("k", {"a": 1})
     change = await waiting
     assert change == {"key": "k", "value": {"a": 1}, "version": version, "cursor": change["cursor"]}
@@ -154,7 +153,7 @@ async def test_iterating_over_events_and_changes(client: Reactor, hub: Gateway) 
         raise AssertionError
 
     collecting = asyncio.ensure_future(collect())
-    await until(lambda: hub._elements.lines.waiting("event", "tick.*") == 1)  # type: ignore[union-attr]
+    await until(lambda: hub.view.runtime().lines.waiting("event", "tick.*") == 1)  # type: ignore[union-attr]
     for n in range(3):
         await client.signal(f"tick.{n}", n)
     assert await collecting == [("tick.0", 0), ("tick.1", 1), ("tick.2", 2)]
@@ -213,7 +212,7 @@ async def test_firings_do_not_drift(hub: Gateway, client: Reactor) -> None:
     loop = asyncio.get_running_loop()
     hub.register("df", "mark", lambda data: times.append((data, loop.time())))
     await client.timer(step("df", "mark", ref("index")), every=0.01, count=100)
-    (timer,) = hub._elements.standing.values()  # type: ignore[union-attr]
+    (timer,) = hub.view.runtime().standing.values()  # type: ignore[union-attr]
     await until(lambda: len(times) == 100)
     # the n-th is due at start + n times every: none is early, however late the others were
     assert min(at - timer.start - n * 0.01 for n, at in times) > -0.001
@@ -224,13 +223,13 @@ async def test_firings_do_not_drift(hub: Gateway, client: Reactor) -> None:
 
 
 async def test_timers_end_with_their_link(hub: Gateway, client: Reactor, heard: list[Any]) -> None:
-    hub._elements.sessions._grace = 0.02  # type: ignore[union-attr]
+    hub.view.runtime().sessions.grace = 0.02  # type: ignore[union-attr]
     other = Reactor(hub.endpoint, reconnect=False)
     await other.start()
     await other.timer(HEAR, every=0.01)
     await until(lambda: heard)
     await other.stop()
-    await until(lambda: not hub._elements.standing)  # type: ignore[union-attr]
+    await until(lambda: not hub.view.runtime().standing)  # type: ignore[union-attr]
 
 
 async def test_so_many_timers_and_reactions_a_link() -> None:
@@ -251,7 +250,7 @@ async def test_firings_that_were_missed_are_dropped(client: Reactor, hub: Gatewa
     fired: list[int] = []
     hub.register("df", "mark", fired.append)
     await client.timer(step("df", "mark", ref("index")), every=0.01, count=3)
-    (timer,) = hub._elements.standing.values()  # type: ignore[union-attr]
+    (timer,) = hub.view.runtime().standing.values()  # type: ignore[union-attr]
     timer.start -= 100  # as if the loop had stood still so long
     await until(lambda: len(fired) == 3)
     # not made up: after the first, which was due, come those of now
@@ -261,7 +260,7 @@ async def test_firings_that_were_missed_are_dropped(client: Reactor, hub: Gatewa
 
 
 async def test_a_firing_that_has_not_had_its_turn_is_not_there_twice(client: Reactor, hub: Gateway) -> None:
-    runtime = hub._elements
+    runtime = hub.view.runtime()
     assert runtime is not None
     queued: list[Any] = []
     real = runtime.turns.when
@@ -309,14 +308,14 @@ async def test_numbers_beyond_all_measure(client: Reactor, group: str, element: 
 
 
 async def test_a_removed_principals_timers_reactions_and_leases_end(hub: Gateway, client: Reactor) -> None:
-    runtime = hub._elements
+    runtime = hub.view.runtime()
     assert runtime is not None
     await client.timer(HEAR, every=100)
     await client.react("e", HEAR)
     await client.call("rm", "lock", {"key": "k"})
     await hub.call("rm", "lock", {"key": "other"})
     await hub.react("e", HEAR)
-    runtime.end_principal(hub._principals.anonymous)
+    runtime.end_principal(hub.view.principals.anonymous)
     assert [standing.principal.name for standing in runtime.standing.values()] == ["gateway"]
     await until(lambda: len(runtime.leases) == 1)
     assert (await hub.call("rm", "lock", {"key": "k", "wait_ms": 5000}))["fence"] > 0
@@ -333,12 +332,12 @@ async def test_a_timer_of_one_who_has_lost_his_credentials_does_nothing(heard: l
             await left.start()
             await left.react("e", step("df", "hear", "left"))
             await user.react("e", step("df", "hear", "stayed"))
-            principal = hub._principals.named["leaving"]
+            principal = hub.view.principals.named["leaving"]
             hub.set_access(Access.of([Role("admin", submit=("*:*",), admin=True), role], [staying]))
             # even before anyone has ended what it set up
             with pytest.raises(Forbidden):
-                hub._inside.submit_as(principal, Packet("df", "hear", "again"), principal.account)
-            assert not hub._inside.may_submit(principal, "df:hear")
+                hub.view.inside.submit_as(principal, Packet("df", "hear", "again"), principal.account)
+            assert not hub.view.inside.may_submit(principal, "df:hear")
             await user.signal("e")
             await until(lambda: ran)
             assert ran == ["stayed"]
@@ -348,12 +347,12 @@ async def test_a_timer_of_one_who_has_lost_his_credentials_does_nothing(heard: l
 async def test_ending_a_reaction_or_timer_again_is_nothing(hub: Gateway, client: Reactor) -> None:
     await client.react("e", HEAR)
     timer = await client.timer(HEAR, after=100)
-    assert hub._elements is not None
-    standing = list(hub._elements.standing.values())
+    assert hub.view.runtime() is not None
+    standing = list(hub.view.runtime().standing.values())
     for one in standing * 2:
         one.end()
     assert len(standing) == 2
-    assert hub._elements.standing == {}
+    assert hub.view.runtime().standing == {}
     assert not await timer.cancel()
     assert await client.signal("e") == 0
 

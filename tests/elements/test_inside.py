@@ -11,8 +11,7 @@ import pytest
 from packetflow import Access, Forbidden, Gateway, Identity, Packet, Reactor, Role
 from packetflow.elements import gather, seq, step
 from packetflow.gateway import hash_token, inside
-from tests.elements.conftest import refused
-from tests.helpers import Stays, until
+from tests.helpers import Stays, refused, until
 
 ECHO = step("df", "echo", 1)
 
@@ -22,7 +21,7 @@ async def ask(client: Reactor, packet: dict[str, Any]) -> Any:
 
 
 def ways(hub: Gateway) -> dict[Any, Any]:
-    return hub._inside._ways
+    return hub.view.inside.ways
 
 
 async def test_nested_packets_of_anonymous_links_are_paid_for_by_each(hub: Gateway) -> None:
@@ -31,7 +30,7 @@ async def test_nested_packets_of_anonymous_links_are_paid_for_by_each(hub: Gatew
         for client in (one, two):
             await ask(client, seq(ECHO, seq(ECHO)))
         members = [
-            member for member in hub.switch.links if member.principal.number == 0 and member.engine in hub._links
+            member for member in hub.switch.links if member.principal.number == 0 and member.engine in hub.view.links
         ]
         accounts = {member.account for member in members}
         assert len(accounts) == 2
@@ -112,7 +111,7 @@ async def test_large_results_of_steps_that_come_together_are_taken_a_few_at_a_ti
 
     hub.register("df", "big", big)
     sequences = [asyncio.ensure_future(ask(client, seq(step("df", "big", n)))) for n in range(24)]
-    elements = hub._elements
+    elements = hub.view.runtime()
     assert elements is not None
     await until(lambda: len(elements.nests) == 24)
     release.set()
@@ -149,8 +148,8 @@ async def test_a_background_task_that_fails_is_logged_and_one_that_runs_ends_wit
     async def stays() -> None:
         await asyncio.get_running_loop().create_future()
 
-    assert hub._elements is not None
-    failing, staying = hub._elements.spawn(fails()), hub._elements.spawn(stays())
+    assert hub.view.runtime() is not None
+    failing, staying = hub.view.runtime().spawn(fails()), hub.view.runtime().spawn(stays())
     await asyncio.wait({failing})
     await asyncio.sleep(0)
     assert "a background task of the elements failed" in [record.message for record in caplog.records]
@@ -163,4 +162,4 @@ async def test_who_may_not_be_anonymous_submits_nothing() -> None:
     access = Access.of([Role("user", submit=("*:*",))], [Identity("user", "user", certificate="user")])
     async with Gateway("ws://127.0.0.1:0/packetflow/v1", access=access) as hub:
         with pytest.raises(Forbidden, match="principal 'anonymous' is no more"):
-            hub._inside.submit_as(hub._principals.anonymous, Packet("df", "echo"))
+            hub.view.inside.submit_as(hub.view.principals.anonymous, Packet("df", "echo"))

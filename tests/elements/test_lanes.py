@@ -9,8 +9,7 @@ import pytest
 from packetflow import Gateway, Reactor
 from packetflow.elements import step
 from packetflow.elements.lanes import in_parallel
-from tests.elements.conftest import refused
-from tests.helpers import Stays, until
+from tests.helpers import Stays, refused, until
 
 
 async def test_the_first_failure_ends_all_that_is_under_way(hub: Gateway, client: Reactor) -> None:

@@ -53,9 +53,9 @@ async def test_nothing_stays_of_those_who_have_gone(hub: Gateway) -> None:
 
     hub.register("df", "echo", lambda data: data)
     hub.register("df", "sleep", sleep)
-    runtime = hub._elements
+    runtime = hub.view.runtime()
     assert runtime is not None
-    runtime.sessions._grace = 0.02
+    runtime.sessions.grace = 0.02
     chance = random.Random(7)
     for start in range(0, 200, 25):
         await asyncio.gather(*(live(hub, number, chance) for number in range(start, start + 25)))
@@ -139,7 +139,7 @@ async def test_nothing_waits_for_the_garbage_collector(hub: Gateway, name: str, 
         gc.disable()
         try:
             await run(client)
-            await until(lambda: hub.switch.in_flight == 0 and not hub._elements.tasks)  # type: ignore[union-attr]
+            await until(lambda: hub.switch.in_flight == 0 and not hub.view.runtime().tasks)  # type: ignore[union-attr]
             await asyncio.sleep(0)
             assert gc.collect() < 10
         finally:

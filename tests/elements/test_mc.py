@@ -15,8 +15,7 @@ import pytest
 from packetflow import Access, Gateway, Identity, Reactor, Role
 from packetflow.gateway import Template, hash_token, processes
 from packetflow.gateway.config import ConfigError, load_config
-from tests.elements.conftest import refused
-from tests.helpers import until
+from tests.helpers import refused, until
 
 WORKER = """
 import asyncio, os

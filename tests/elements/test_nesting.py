@@ -15,8 +15,7 @@ from packetflow.conformance.wire import Peer
 from packetflow.elements import STANDARD, gather, ref, seq, step, transform
 from packetflow.gateway import hash_token
 from packetflow.model import STANDARD_ELEMENTS
-from tests.elements.conftest import refused
-from tests.helpers import until
+from tests.helpers import refused, until
 
 FORBIDDEN = step("df", "secret")
 
@@ -87,7 +86,7 @@ async def test_cancelling_the_packet_cancels_its_steps(hub: Gateway, client: Rea
     await until(lambda: hub.switch.in_flight >= 2)
     call.cancel()
     await until(lambda: hub.switch.in_flight == 0)
-    assert not hub._elements.nests  # type: ignore[union-attr]
+    assert not hub.view.runtime().nests  # type: ignore[union-attr]
 
 
 async def test_a_lost_submitter_ends_its_steps(hub: Gateway, client: Reactor) -> None:

@@ -13,8 +13,7 @@ from packetflow import Access, Gateway, Identity, Reactor, Role
 from packetflow.conformance.wire import Peer
 from packetflow.elements import Bounds, step
 from packetflow.gateway import hash_token
-from tests.elements.conftest import refused
-from tests.helpers import submit, until
+from tests.helpers import refused, submit, until
 
 
 async def cache(client: Reactor, op: str, **data: Any) -> dict[str, Any]:
@@ -43,7 +42,7 @@ async def test_waiters_of_a_pool_are_served_in_order(hub: Gateway, client: React
     pool = client.pool("p", capacity=2)
     held = await pool.alloc(2)
     large = asyncio.ensure_future(pool.alloc(2, wait=5))
-    lines = hub._elements.lines  # type: ignore[union-attr]
+    lines = hub.view.runtime().lines  # type: ignore[union-attr]
     await until(lambda: lines.waiting("pool", "p") == 1)
     small = asyncio.ensure_future(pool.alloc(1, wait=5))
     await until(lambda: lines.waiting("pool", "p") == 2)
@@ -77,7 +76,7 @@ async def test_a_lease_ends_when_its_time_is_over(client: Reactor) -> None:
 
 
 async def test_a_lease_ends_some_time_after_its_holder_is_lost(hub: Gateway, client: Reactor) -> None:
-    hub._elements.sessions._grace = 0.05  # type: ignore[union-attr]
+    hub.view.runtime().sessions.grace = 0.05  # type: ignore[union-attr]
     holder = Reactor(hub.endpoint, name="holder", reconnect=False)
     await holder.start()
     await holder.pool("p", capacity=1).alloc()
@@ -88,7 +87,7 @@ async def test_a_lease_ends_some_time_after_its_holder_is_lost(hub: Gateway, cli
 
 
 async def test_a_holder_that_comes_back_keeps_its_leases(hub: Gateway, client: Reactor) -> None:
-    sessions = hub._elements.sessions  # type: ignore[union-attr]
+    sessions = hub.view.runtime().sessions  # type: ignore[union-attr]
     async with Reactor(hub.endpoint, name="holder") as holder:
         lease = await holder.pool("p", capacity=1).alloc()
         (session,) = [session for session in sessions._by_key.values() if session.held]
@@ -101,7 +100,7 @@ async def test_a_holder_that_comes_back_keeps_its_leases(hub: Gateway, client: R
 
 
 async def test_a_stopped_replica_keeps_nothing_because_its_namesake_lives(hub: Gateway, client: Reactor) -> None:
-    hub._elements.sessions._grace = 0.02  # type: ignore[union-attr]
+    hub.view.runtime().sessions.grace = 0.02  # type: ignore[union-attr]
     async with Reactor(hub.endpoint, name="holder"):
         one = Reactor(hub.endpoint, name="holder")
         await one.start()
@@ -113,7 +112,7 @@ async def test_a_stopped_replica_keeps_nothing_because_its_namesake_lives(hub: G
 
 async def test_a_link_that_changes_its_name_takes_no_leases_with_it(hub: Gateway, client: Reactor) -> None:
     """As reactors of other languages, which tell no instance: the name is all that they are."""
-    hub._elements.sessions._grace = 0.02  # type: ignore[union-attr]
+    hub.view.runtime().sessions.grace = 0.02  # type: ignore[union-attr]
     peers = {}
     for name in ("one", "two"):
         peers[name] = await Peer.connect(hub.endpoint)
@@ -134,8 +133,8 @@ async def test_a_link_that_changes_its_name_takes_no_leases_with_it(hub: Gateway
 
 
 async def test_what_goes_on_after_its_link_holds_things_for_the_grace_only(hub: Gateway, client: Reactor) -> None:
-    sessions = hub._elements.sessions  # type: ignore[union-attr]
-    sessions._grace = 0.02
+    sessions = hub.view.runtime().sessions  # type: ignore[union-attr]
+    sessions.grace = 0.02
     release = asyncio.Event()
     hub.register("df", "first", lambda data: release.wait())
     peer = await Peer.connect(hub.endpoint)
@@ -175,7 +174,7 @@ async def test_waiting_for_a_lock_by_priority(hub: Gateway, client: Reactor) -> 
         await client.call("rm", "free", {"lease": granted["lease"]})
 
     waiting = [asyncio.ensure_future(wait(priority)) for priority in (2, 9, 5)]
-    await until(lambda: hub._elements.lines.waiting("lock", "k") == 3)  # type: ignore[union-attr]
+    await until(lambda: hub.view.runtime().lines.waiting("lock", "k") == 3)  # type: ignore[union-attr]
     assert (await refused(client.call("rm", "lock", {"key": "k", "wait_ms": 10}))).code == "PF409"
     await client.call("rm", "free", {"lease": held["lease"]})
     await asyncio.gather(*waiting)
@@ -339,7 +338,7 @@ async def test_large_values_that_many_wait_for_leave_one_by_one(hub: Gateway, cl
 
     hub.register("df", "costly", costly)
     fills = [asyncio.ensure_future(client.cache.fill("k", step("df", "costly"))) for _ in range(40)]
-    elements = hub._elements
+    elements = hub.view.runtime()
     assert elements is not None
     while elements.lines.waiting("fill", "k") < 39:
         await asyncio.sleep(0)
@@ -378,7 +377,7 @@ async def test_the_least_recently_used_leave_at_the_bound() -> None:
         found = [n for n in range(12) if (await client.cache.entry(f"k{n}")).found]
         assert 0 in found
         assert 1 not in found
-        assert hub._elements.store.size("cache") <= 100_000  # type: ignore[union-attr]
+        assert hub.view.runtime().store.size("cache") <= 100_000  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -414,7 +413,7 @@ async def test_watching_the_cache(hub: Gateway, client: Reactor) -> None:
         raise AssertionError
 
     watching = asyncio.ensure_future(two())
-    await until(lambda: hub._elements.lines.waiting("key", "user:*") == 1)  # type: ignore[union-attr]
+    await until(lambda: hub.view.runtime().lines.waiting("key", "user:*") == 1)  # type: ignore[union-attr]
     await client.cache.set("user:7", "Ada")
     await client.cache.set("other", "not this one")
     await client.cache.delete("user:7")
@@ -454,8 +453,8 @@ async def test_a_step_under_a_lock_ends_with_its_packet_and_frees_it(client: Rea
 
 async def test_a_lock_that_is_another_s_by_now_is_not_freed(hub: Gateway, client: Reactor) -> None:
     first = await client.call("rm", "lock", {"key": "k"})
-    assert hub._elements is not None
-    await hub._elements.store.delete("lock", "k")  # by another gateway, whose clock was ahead
+    assert hub.view.runtime() is not None
+    await hub.view.runtime().store.delete("lock", "k")  # by another gateway, whose clock was ahead
     second = await client.call("rm", "lock", {"key": "k"})
     assert second["fence"] > first["fence"]
     await client.call("rm", "free", {"lease": first["lease"]})

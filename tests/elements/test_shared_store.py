@@ -14,8 +14,7 @@ from packetflow.elements.co import BALLOTS
 from packetflow.elements.request import key_of
 from packetflow.elements.streams import CONSUMERS, FEW
 from packetflow.state import Alarms
-from tests.elements.conftest import refused
-from tests.helpers import until
+from tests.helpers import refused, until
 
 ONE_LOOP = "asyncio"
 

@@ -73,7 +73,9 @@ async def guarded() -> AsyncIterator[Gateway]:
 
 
 async def lives(gateway: Gateway) -> None:
-    async with Reactor(gateway.endpoint, token=TOKEN if gateway._access.authenticates else None) as reactor:
+    async with Reactor(
+        gateway.endpoint, token=TOKEN if gateway.view.admission.access.authenticates else None
+    ) as reactor:
         assert await reactor.call("df", "echo", 1) == 1
 
 
@@ -94,7 +96,7 @@ def test_a_digest_of_nothing_is_refused_by_name(tmp_path: Path) -> None:
 def test_the_documentation_has_no_digest_that_could_be_copied() -> None:
     import re
 
-    for page in (Path(__file__).parents[1] / "docs").rglob("*.md"):
+    for page in (Path(__file__).parents[2] / "docs").rglob("*.md"):
         assert not re.search(r"\b[0-9a-f]{64}\b", page.read_text()), page
 
 
@@ -227,7 +229,7 @@ async def test_the_request_line_and_headers_are_bounded(open_gateway: Gateway) -
         b"GET /packetflow/v1 HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 16_384 + b"\r\n" + UPGRADE.encode() + b"\r\n",
     ):
         assert b" 101 " not in await ask(open_gateway, request)
-    await until(lambda: open_gateway._arriving == 0)
+    await until(lambda: open_gateway.view.admission.arriving == 0)
     await lives(open_gateway)
 
 
@@ -467,7 +469,7 @@ async def test_a_new_context_is_used_at_once_and_no_connection_is_lost(certifica
         async with Reactor(gateway.endpoint, ssl=trust(certificates, "old/worker")) as link:
             # a handshake of TLS that is over, of HTTP that is not
             reader, writer = await asyncio.open_connection(*where(gateway), ssl=trust(certificates, "old/worker"))
-            await until(lambda: gateway._arriving == 2)
+            await until(lambda: gateway.view.admission.arriving == 2)
             endpoint = gateway.endpoint
             await asyncio.gather(*(gateway.set_ssl(_server(certificates, certificates / "ca.pem")) for _ in range(3)))
             assert gateway.endpoint == endpoint

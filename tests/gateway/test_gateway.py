@@ -475,3 +475,12 @@ async def test_a_context_that_is_changed_before_the_start_is_the_one(tmp_path: P
 async def test_a_named_reactor_is_submitted_packets_and_nothing_else(gateway: Gateway, reactor: Reactor) -> None:
     with pytest.raises((TypeError, packetflow.InvalidPacket)):
         await gateway.submit(5, reactor="r1")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("window", [0, -1, 1 << 40])
+async def test_a_window_that_cannot_be_changes_nothing(hub: Gateway, window: int) -> None:
+    with pytest.raises(ValueError, match="window"):
+        hub.set_window(window)
+    async with Reactor(hub.endpoint) as reactor:
+        hub.register("df", "echo", lambda data: data)
+        assert await reactor.call("df", "echo", 1) == 1

@@ -110,7 +110,7 @@ async def guarded() -> AsyncIterator[Gateway]:
     access = Access.of([USER, ADMIN], people(ada="user", bob="user"))
     async with Gateway("ws://127.0.0.1:0/packetflow/v1", access=access) as gateway:
         gateway.register("df", "echo", lambda data: data)
-        gateway._elements.sessions._grace = 0.02  # type: ignore[union-attr]
+        gateway.view.runtime().sessions.grace = 0.02  # type: ignore[union-attr]
         yield gateway
 
 
@@ -169,14 +169,14 @@ async def test_everything_of_a_principal_ends_with_it(guarded: Gateway) -> None:
         guarded.set_access(Access.of([ADMIN], people(bob="admin")))
         await waiting
         assert await ada.close_code() == 1008
-        runtime = guarded._elements
+        runtime = guarded.view.runtime()
         assert runtime is not None
         before = len(fired)
         assert await bob.call("ed", "signal", {"event": "e"}) == {"delivered": 0}
         assert len(fired) == before
         # and whoever gets her name again is another
         guarded.set_access(Access.of([ADMIN], people(bob="admin", ada="admin")))
-        assert guarded._principals.named["ada"].number == 4
+        assert guarded.view.principals.named["ada"].number == 4
         ada.close()
 
 
@@ -196,11 +196,11 @@ async def test_what_a_principal_may_be_back_for_ends_with_it_too(guarded: Gatewa
 
 
 async def test_who_is_no_more_can_submit_nothing_inside_either(guarded: Gateway) -> None:
-    ada = guarded._principals.named["ada"]
+    ada = guarded.view.principals.named["ada"]
     guarded.set_access(Access.of([USER, ADMIN], people(bob="user")))
     with pytest.raises(Forbidden, match="no longer valid"):
-        guarded._inside.submit_as(ada, {"group": "df", "element": "echo"})  # type: ignore[arg-type]
-    assert ada not in [principal for principal, _ in guarded._inside._ways]
+        guarded.view.inside.submit_as(ada, {"group": "df", "element": "echo"})  # type: ignore[arg-type]
+    assert ada not in [principal for principal, _ in guarded.view.inside.ways]
 
 
 async def test_anonymous_links_end_when_nobody_may_be_anonymous_any_more() -> None:
@@ -220,13 +220,13 @@ async def test_anonymous_links_end_when_nobody_may_be_anonymous_any_more() -> No
 
 
 async def test_a_link_whose_credentials_went_during_its_handshake_is_closed(guarded: Gateway) -> None:
-    opened = guarded._on_open_link
+    opened = guarded.view.admission.on_open
 
     def reload_first(link: Any) -> None:
         guarded.set_access(Access.of([USER, ADMIN], people(bob="user")))
         opened(link)
 
-    guarded._on_open_link = reload_first  # type: ignore[method-assign]
+    guarded.view.admission.on_open = reload_first  # type: ignore[method-assign]
     peer = await connect(guarded, "ada")
     async with asyncio.timeout(10):
         assert await peer.close_code() == 1008

@@ -71,7 +71,9 @@ async def rename(peer: Peer, name: str, **payload: Any) -> None:
 def labels(gateway: Gateway) -> list[str]:
     family = "packetflow_reactor_outstanding{"
     return sorted(
-        line.partition('reactor="')[2].partition('"')[0] for line in metrics(gateway).splitlines() if family in line
+        line.partition('reactor="')[2].partition('"')[0]
+        for line in metrics(gateway.view).splitlines()
+        if family in line
     )
 
 
@@ -90,7 +92,7 @@ async def test_a_name_is_whose_who_announced_it_first(guarded: Gateway) -> None:
     reply.cancel()
     assert labels(guarded) == ["billing"]
     assert guarded._reactors.find("billing").member.principal.name == "billing"  # type: ignore[union-attr]
-    assert 'packetflow_names_refused_total{reason="taken"} 1.0' in metrics(guarded)
+    assert 'packetflow_names_refused_total{reason="taken"} 1.0' in metrics(guarded.view)
     # heartbeats repeat the claim, and it is counted once; it is heard once the name is free
     await rename(stranger, "billing")
     assert guarded.counts["names_taken"] == 1
@@ -184,7 +186,7 @@ async def test_who_takes_a_name_while_its_reactor_is_away_takes_nothing_else(gua
     assert "billing" in guarded.reactors
     again = await announce(guarded, "billing", "billing", instance="secret")
     assert guarded.counts["names_taken"] == 1
-    (session,) = [one for one in guarded._elements.sessions._by_key.values() if one.held]  # type: ignore[union-attr]
+    (session,) = [one for one in guarded.view.runtime().sessions._by_key.values() if one.held]  # type: ignore[union-attr]
     assert [link.member.principal.name for link in session.links] == ["billing"]
     for peer, freed in ((stranger, False), (again, True)):
         await peer.send(submit(4, id="free", group="rm", element="free", data={"lease": lease}))
@@ -232,12 +234,12 @@ async def test_replicas_of_a_name_are_told_apart_everywhere(hub: Gateway) -> Non
         assert await hub.call("df", "who", reactor="w") == order[2], "the latest"
         assert hub.reactors["w"].id == "w#3" and hub.reactors["w"].name == "w"
         assert labels(hub) == ["w", "w#2", "w#3"]
-        assert "packetflow_reactors 3.0" in metrics(hub)
+        assert "packetflow_reactors 3.0" in metrics(hub.view)
         top = render_top(hub.endpoint, await asyncio.to_thread(fetch, hub.endpoint, None), None)
         assert {line.split()[0] for line in top.splitlines() if line.startswith(("w ", "w#"))} == {"w", "w#2", "w#3"}
-        figures = hub._elements.admin.tune({}, None)["figures"]  # type: ignore[union-attr]
+        figures = hub.view.runtime().admin.tune({}, None)["figures"]  # type: ignore[union-attr]
         assert set(figures["reactors"]) == {"w", "w#2", "w#3"}
-        assert hub._elements.admin.tune({"window": 7}, "w#2")["settings"]["window"] == 7  # type: ignore[union-attr]
+        assert hub.view.runtime().admin.tune({"window": 7}, "w#2")["settings"]["window"] == 7  # type: ignore[union-attr]
         assert [hub._reactors.find(which).member.window == 7 for which in ("w#1", "w#2", "w#3")] == [  # type: ignore[union-attr]
             False, True, False,
         ]  # fmt: skip
@@ -291,14 +293,14 @@ async def test_the_secret_of_an_instance_is_shown_to_nobody(hub: Gateway) -> Non
     async with Reactor(hub.endpoint, name="w") as reactor:
         reactor.register("df", "who", lambda data: data)
         await until(lambda: hub.switch.reactors_for("df:who"))
-        secret = reactor._settings["instance"]
+        secret = reactor._settings.instance
         assert hub.switch.links and secret == hub.reactors["w"]._engine.peer_instance
-        seen = [metrics(hub), repr(hub.reactors["w"]), hub.reactors["w"].id, await hub.call("mc", "tune")]
+        seen = [metrics(hub.view), repr(hub.reactors["w"]), hub.reactors["w"].id, await hub.call("mc", "tune")]
         seen.append(await reactor.broadcast("df", "who"))
         await reactor.call("rm", "lock", {"key": "k"})
-        seen.append(await hub._elements.store.get("lock", "k"))  # type: ignore[union-attr]
+        seen.append(await hub.view.runtime().store.get("lock", "k"))  # type: ignore[union-attr]
         assert secret not in repr(seen)
-        assert secret != Reactor(hub.endpoint, name="w")._settings["instance"]
+        assert secret != Reactor(hub.endpoint, name="w")._settings.instance
 
 
 async def test_an_id_is_no_name_for_another(guarded: Gateway) -> None:
@@ -444,7 +446,7 @@ def test_of_those_that_left_a_bounded_number_is_remembered() -> None:
     gateway = Gateway("ws://127.0.0.1:0/packetflow/v1")
     reactors = Reactors(lambda *_: True, lambda *_: True, {})
     for n in range(MOST_REMEMBERED + 100):
-        link = link_of(gateway._principals.anonymous, f"name {n}", "x", gateway)
+        link = link_of(gateway.view.principals.anonymous, f"name {n}", "x", gateway)
         reactors.announced(link)
         reactors.lost(link.engine)
     assert len(reactors._left) == MOST_REMEMBERED

@@ -15,13 +15,14 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from packetflow.elements.helpers import Toolbox
+from packetflow.client.toolbox import Toolbox
 from packetflow.endings import Ending, within
 from packetflow.endpoint import Endpoint, parse_endpoint
 from packetflow.errors import ConnectionLost, Forbidden, PacketFlowError, Unauthenticated
 from packetflow.handling.registry import HandlerRegistry
 from packetflow.logs import HandlerErrors, warn_slow
 from packetflow.model import Result
+from packetflow.settings import MOST_ANNOUNCED, LinkSettings
 from pfcore.client import Submitter
 from pfcore.link.engine import Engine
 from pfcore.link.websocket import HandshakeRefused, Link, connect
@@ -33,8 +34,6 @@ log = logging.getLogger("packetflow.reactor")
 
 _FIRST_DELAY = 0.05
 _LONGEST_DELAY = 5.0
-_MOST_ANNOUNCED = 1024
-"""Handlers in a heartbeat; a gateway refuses more."""
 _SETTLED = 1.0
 """Seconds after which a connection that heard a heartbeat counts as a good one: the next delay is the first again."""
 _CLOSING = 0.5
@@ -99,17 +98,15 @@ class Reactor(Submitter, HandlerRegistry, Toolbox):
             on_slow=warn_slow,
             on_error=HandlerErrors(),
         )
-        self._settings: dict[str, Any] = {
-            "name": os.environ.get("PACKETFLOW_REACTOR") if name is None else name,
-            "instance": secrets.token_urlsafe(24),  # kept over reconnects: what it held is still its own
-            "window": window,
-            "max_pending": max_pending,
-            "max_frame": max_frame,
-            "max_buffer": max(16 * 1024 * 1024, 4 * max_frame),
-            "heartbeat": heartbeat,
-            "silence": silence,
-        }
-        Engine(client=True, **self._settings)  # bad settings fail here, not at the start
+        self._settings = LinkSettings(
+            window,
+            max_pending,
+            max_frame,
+            heartbeat,
+            silence,
+            name=os.environ.get("PACKETFLOW_REACTOR") if name is None else name,
+            instance=secrets.token_urlsafe(24),  # kept over reconnects: what it held is still its own
+        )
         self._reconnect = reconnect
         self._handshake_timeout = handshake_timeout
         self._ssl = ssl
@@ -146,7 +143,7 @@ class Reactor(Submitter, HandlerRegistry, Toolbox):
             raise RuntimeError("start: the reactor has been started already")
         loop = asyncio.get_running_loop()
         self._dispatcher.start(loop)
-        engine = Engine(client=True, acceptor=self._dispatcher, on_heartbeat=self._on_heartbeat, **self._settings)
+        engine = self._settings.engine(client=True, sink=self._dispatcher, on_heartbeat=self._on_heartbeat)
         engine.announce(self._announced())
         link = Link(engine, loop=loop, on_open=self._on_open, on_closed=self._on_closed)
         # a task of its own, so that `stop` can end it without touching the caller's
@@ -308,9 +305,9 @@ class Reactor(Submitter, HandlerRegistry, Toolbox):
 
     def _announced(self) -> list[str]:
         handles = self.handles
-        if len(handles) > _MOST_ANNOUNCED:
-            log.warning("%d handlers: only the first %d can be announced", len(handles), _MOST_ANNOUNCED)
-        return handles[:_MOST_ANNOUNCED]
+        if len(handles) > MOST_ANNOUNCED:
+            log.warning("%d handlers: only the first %d can be announced", len(handles), MOST_ANNOUNCED)
+        return handles[:MOST_ANNOUNCED]
 
     # -- submitting: `submit` and `call` come compiled, from Submitter
 

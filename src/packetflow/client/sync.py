@@ -18,11 +18,11 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from packetflow.client.reactor import Reactor as AsyncReactor
 from packetflow.endings import within
 from packetflow.errors import ConnectionLost, Unavailable
 from packetflow.loop import loop_factory
 from packetflow.model import Packet, Result
-from packetflow.reactor import Reactor as AsyncReactor
 
 __all__ = ["Reactor"]
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from packetflow.elements.builders import Packet, step
+from packetflow.client.builders import Packet, step
 from packetflow.errors import Conflict, PacketFlowError, PacketTimeout
 from pfcore.link.reply import Reply
 

@@ -7,10 +7,10 @@ are there for whatever packet names them.
 
 from __future__ import annotations
 
+from packetflow.client.builders import branch, case, gather, lit, loop, reduce, ref, seq, step, transform
+from packetflow.client.toolbox import Toolbox
 from packetflow.elements import cf, co, df, ed, mc, rm
 from packetflow.elements.bounds import Bounds
-from packetflow.elements.builders import branch, case, gather, lit, loop, reduce, ref, seq, step, transform
-from packetflow.elements.helpers import Toolbox
 from packetflow.elements.request import Element
 from packetflow.elements.runtime import Host, Runtime, StoreFactory, in_memory
 

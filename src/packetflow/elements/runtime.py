@@ -132,7 +132,7 @@ class Runtime:
             one.name,
             functools.partial(self.run, one),
             decoder=decode_optional if optional else decode,
-            free=True,
+            unbounded=True,
             wants_caller=True,
         )
 

@@ -7,14 +7,12 @@ import logging
 import time
 from collections.abc import Callable
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from packetflow.errors import InvalidPacket, PacketTimeout
+from packetflow.gateway.view import View
 from packetflow.model import GROUPS
 from pfcore.route.flights import Member, Route
-
-if TYPE_CHECKING:
-    from packetflow.gateway.server import Gateway
 
 __all__ = ["Admin"]
 
@@ -27,18 +25,18 @@ SHOWN = 1000
 class Admin:
     """Changes a running gateway."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
+    def __init__(self, view: View) -> None:
+        self._view = view
 
     # -- processes
 
     async def spawn(self, template: str, count: int) -> dict[str, Any]:
         """mc:spawn"""
-        return {"spawned": await self._gateway.supervisor.spawn(template, count)}
+        return {"spawned": await self._view.supervisor.spawn(template, count)}
 
     async def scale(self, template: str, replicas: int, until: float) -> dict[str, Any]:
         """mc:scale: `until` is the loop time by which those that are to go must have drained."""
-        supervisor = self._gateway.supervisor
+        supervisor = self._view.supervisor
         supervisor.template(template)
         running = supervisor.running(template)
         if replicas > len(running):
@@ -65,17 +63,17 @@ class Admin:
 
     async def _drain(self, member: Member, target: Member | None, until: float) -> tuple[int, int]:
         loop = asyncio.get_running_loop()
-        moved = self._gateway.switch.migrate(member, target, time.monotonic_ns())
+        moved = self._view.switch.migrate(member, target, time.monotonic_ns())
         finished = member.outstanding
         # the switch tells nobody when a reactor has done its last; this is rare, and looks are cheap
-        while member.outstanding > 0 and member in self._gateway.switch.links:
+        while member.outstanding > 0 and member in self._view.switch.links:
             if loop.time() >= until:
                 raise PacketTimeout(f"{member.outstanding} packets are still under way there; it gets no new ones")
             await asyncio.sleep(0.01)
         return moved, finished
 
     def _find(self, reactor: str) -> Member | None:
-        peer = self._gateway._reactors.find(reactor)
+        peer = self._view.reactors.find(reactor)
         return None if peer is None else peer.member
 
     # -- settings
@@ -100,20 +98,20 @@ class Admin:
     def _settings(self, member: Member | None) -> dict[str, Any]:
         if member is not None:
             return {"window": member.window, "draining": member.draining}
-        gateway = self._gateway
+        view = self._view
         return {
-            "window": gateway._settings["window"],
-            "concurrency": gateway._dispatcher.concurrency,
-            "max_queue": gateway._dispatcher.max_queue,
-            "max_waiting": gateway.switch.max_queue,
-            **{f"policy.{group}": gateway.switch.policy(group) for group in GROUPS},
+            "window": view.settings.window,
+            "concurrency": view.dispatcher.concurrency,
+            "max_queue": view.dispatcher.max_queue,
+            "max_waiting": view.switch.max_queue,
+            **{f"policy.{group}": view.switch.policy(group) for group in GROUPS},
             "log_level": logging.getLevelName(logging.getLogger("packetflow").getEffectiveLevel()),
         }
 
     def _change(self, name: str, value: Any, member: Member | None) -> Callable[[], None]:
         """What makes a change that has been checked."""
-        gateway = self._gateway
-        switch, dispatcher = gateway.switch, gateway._dispatcher
+        view = self._view
+        switch, dispatcher = view.switch, view.dispatcher
         if member is not None:
             if name == "draining":
                 flag = _expect(name, value, isinstance(value, bool), "true or false")
@@ -134,23 +132,23 @@ class Admin:
                 return lambda: dispatcher.tune(max_queue=number)
             case "max_waiting":
                 return lambda: switch.set_max_queue(number)
-        return lambda: gateway.set_window(number)
+        return lambda: view.links.set_window(number)
 
     def _figures(self, member: Member | None) -> dict[str, Any]:
-        gateway = self._gateway
-        switch = gateway.switch
+        view = self._view
+        switch = view.switch
         if member is not None:
             return _reactor(member)
         busiest = sorted(switch.elements.items(), key=lambda item: -(item[1].succeeded + item[1].failed))[:SHOWN]
         return {
-            "connections": gateway.connections,
+            "connections": len(view.links),
             "in_flight": switch.in_flight,
             "queued": switch.queued,
             "routed": switch.routed,
             "refusals": dict(switch.refusals),
             "elements": {key: _element(route) for key, route in sorted(busiest) if _lives(route)},
-            "reactors": {peer.id: _reactor(peer.member) for peer in islice(gateway._reactors, SHOWN)},
-            "processes": {name: gateway.supervisor.running(name) for name in gateway.supervisor.templates},
+            "reactors": {peer.id: _reactor(peer.member) for peer in islice(view.reactors, SHOWN)},
+            "processes": {name: view.supervisor.running(name) for name in view.supervisor.templates},
         }
 
 

@@ -54,7 +54,7 @@ def set_up_memory() -> None:
         libc = ctypes.CDLL(None)
         # By itself the threshold would grow to 32 MiB with the first large buffer, and keep what is smaller. A message
         # is a megabyte at most: new pages for each were a third of the time that large results took.
-        libc.mallopt(M_MMAP_THRESHOLD, 4_194_304)
+        libc.mallopt(M_MMAP_THRESHOLD, 1_114_112)
         # what is free at the end of the heap is given back by `give_back`, not by every other call of free
         libc.mallopt(M_TRIM_THRESHOLD, 1 << 28)
         libc.mallopt(M_TOP_PAD, 1 << 20)

@@ -20,7 +20,7 @@ from pfcore.memory.budget import Account
 from pfcore.route.flights import Member, Principal
 from pfcore.route.switch import Switch
 
-__all__ = ["Inside"]
+__all__ = ["Inside", "Way"]
 
 _FOREVER = 1e6
 """Seconds: a loopback needs neither heartbeats nor signs of life."""
@@ -30,7 +30,7 @@ IDLE = 10.0
 """Seconds that an anonymous link's way is kept when nothing is under way on it."""
 
 
-class _Way(Submitter):
+class Way(Submitter):
     """Packets of one principal that one account pays for, over a loopback of their own.
 
     So they are authorised, counted and routed as his, and held for that account.
@@ -72,7 +72,8 @@ class Inside:
         self._orphanage: Engine | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sharing: Sharing | None = None
-        self._ways: dict[tuple[Principal, Account | None], _Way] = {}
+        self.ways: dict[tuple[Principal, Account | None], Way] = {}
+        """By whose packets they carry, and who pays."""
         self._kept: frozenset[Principal] | None = None
         self._direct: dict[Engine, Submitter] = {}
         self.gateway = Principal("gateway", 1, GATEWAY_ROLE)
@@ -82,7 +83,7 @@ class Inside:
         self._loop = loop
         self._sharing = sharing
         self._way(self.gateway, None)
-        self._orphanage = Engine(client=False, acceptor=self._switch, window=1 << 24, **self._settings)
+        self._orphanage = Engine(client=False, sink=self._switch, window=1 << 24, **self._settings)
         self._switch.admit(self._orphanage, self.gateway, ())
         self._orphanage.connected(time.monotonic_ns())
         self._switch.join(self._orphanage)
@@ -90,7 +91,7 @@ class Inside:
 
     def close(self) -> None:
         """Ends what was submitted and is not answered."""
-        for key in list(self._ways):
+        for key in list(self.ways):
             self._close_way(key)
         self._direct.clear()
         self._loop = None
@@ -102,7 +103,7 @@ class Inside:
     def keep_only(self, alive: Iterable[Principal]) -> None:
         """Other principals have lost their credentials: what is under way for them ends, and nothing more begins."""
         self._kept = frozenset((*alive, self.gateway))
-        for key in [key for key in self._ways if not self._is_kept(key[0])]:
+        for key in [key for key in self.ways if not self._is_kept(key[0])]:
             self._close_way(key)
 
     def _is_kept(self, principal: Principal) -> bool:
@@ -118,7 +119,7 @@ class Inside:
         if member is None or member.principal.account is not None:
             return
         key = (member.principal, member.account)
-        way = self._ways.get(key)
+        way = self.ways.get(key)
         if way is not None:
             way.leaving = True
             self._look_soon(key, way, 0.0)
@@ -174,43 +175,43 @@ class Inside:
 
     # -- ways
 
-    def _way(self, principal: Principal, account: Account | None) -> _Way:
+    def _way(self, principal: Principal, account: Account | None) -> Way:
         key = (principal, account)
-        way = self._ways.get(key)
+        way = self.ways.get(key)
         if way is None:
             if self._loop is None:
                 raise ConnectionLost("not started: use `async with`, or await start() first")
             if principal.role == NOBODY_ROLE:
                 # a way would be opened again, and nobody would close it
                 raise Forbidden(f"principal {principal.name!r} is no more")
-            way = self._ways[key] = self._open_way(principal, account)
+            way = self.ways[key] = self._open_way(principal, account)
         if principal.account is None and principal is not self.gateway:
             way.used = self._loop.time() if self._loop is not None else 0.0
             if way.timer is None:
                 self._look_soon(key, way, IDLE)
         return way
 
-    def _open_way(self, principal: Principal, account: Account | None) -> _Way:
+    def _open_way(self, principal: Principal, account: Account | None) -> Way:
         assert self._loop is not None
         near = Engine(client=False, max_pending=1 << 20, **self._settings)
-        far = Engine(client=False, acceptor=self._switch, window=1 << 24, **self._settings)
+        far = Engine(client=False, sink=self._switch, window=1 << 24, **self._settings)
         loopback = Loopback(near, far, loop=self._loop, sharing=self._sharing)
         self._switch.admit(far, principal, (), account)
         self._switch.join(far)
         loopback.open_up()
-        return _Way(loopback)
+        return Way(loopback)
 
-    def _look_soon(self, key: tuple[Principal, Account | None], way: _Way, delay: float) -> None:
+    def _look_soon(self, key: tuple[Principal, Account | None], way: Way, delay: float) -> None:
         if self._loop is None:
             return  # pragma: no cover - a way that was opened by what ended while all were closed
         if way.timer is not None:
             way.timer.cancel()
         way.timer = self._loop.call_later(delay, self._look, key, way)
 
-    def _look(self, key: tuple[Principal, Account | None], way: _Way) -> None:
+    def _look(self, key: tuple[Principal, Account | None], way: Way) -> None:
         """Ends an anonymous link's way that is not needed any more."""
         way.timer = None
-        if self._loop is None or self._ways.get(key) is not way:
+        if self._loop is None or self.ways.get(key) is not way:
             return  # pragma: no cover - the same
         unused = self._loop.time() - way.used
         if way.idle and (way.leaving or unused >= IDLE):
@@ -220,7 +221,7 @@ class Inside:
             self._look_soon(key, way, 0.1 if way.leaving else IDLE)
 
     def _close_way(self, key: tuple[Principal, Account | None]) -> None:
-        way = self._ways.pop(key)
+        way = self.ways.pop(key)
         if way.timer is not None:
             way.timer.cancel()
         loopback = way.loopback

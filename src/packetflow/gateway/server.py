@@ -11,31 +11,34 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
-from urllib.parse import parse_qs
 
-from packetflow.elements import STANDARD, Bounds, Runtime, StoreFactory, Toolbox, in_memory
+from packetflow.client.toolbox import Toolbox
+from packetflow.elements import STANDARD, Bounds, Runtime, StoreFactory, in_memory
 from packetflow.endings import Ending, within
 from packetflow.endpoint import Endpoint, parse_endpoint
 from packetflow.errors import ConnectionLost, Unavailable
-from packetflow.gateway.access import NOBODY_ROLE, Access, Budgets
+from packetflow.gateway.access import Access, Budgets
 from packetflow.gateway.admin import Admin
-from packetflow.gateway.door import Door, Refusal, check_upgrade, split_target
+from packetflow.gateway.admission import Admission
 from packetflow.gateway.inside import Inside
+from packetflow.gateway.links import Links
 from packetflow.gateway.listener import Listener
 from packetflow.gateway.memory import share_of_memory
 from packetflow.gateway.peer import Peer
 from packetflow.gateway.principals import Principals
 from packetflow.gateway.processes import Supervisor, Template
 from packetflow.gateway.reactors import Reactors
-from packetflow.gateway.web import prepare, respond
+from packetflow.gateway.view import View
+from packetflow.gateway.web import Web, prepare
 from packetflow.handling.registry import HandlerRegistry
-from packetflow.logs import Complaints, HandlerErrors, warn_slow
+from packetflow.logs import HandlerErrors, warn_slow
 from packetflow.model import SHORT_ELEMENTS, Packet
+from packetflow.settings import MOST_ANNOUNCED, LinkSettings
 from packetflow.tracing import trace_id_of
 from pfcore.link.engine import Engine
 from pfcore.link.reply import Reply
 from pfcore.link.sharing import Sharing
-from pfcore.link.websocket import Gate, Link, accept, answer
+from pfcore.link.websocket import Link
 from pfcore.memory.budget import Budget
 from pfcore.route.switch import Switch
 from pfcore.work.dispatch import Dispatcher
@@ -44,10 +47,6 @@ __all__ = ["Gateway"]
 
 log = logging.getLogger("packetflow.gateway")
 
-MOST_ANNOUNCED = 1024
-"""Handlers in a heartbeat; more would be refused."""
-
-GONE = "these credentials are no longer valid"
 _CLOSING = 0.5
 """Seconds that peers have to take what is left when we close, and processes after the grace."""
 _REAPING = 0.2
@@ -123,20 +122,11 @@ class Gateway(HandlerRegistry, Toolbox):
         templates: Iterable[Template] = (),
     ) -> None:
         self._endpoint: Endpoint = parse_endpoint(endpoint)
-        if self._endpoint.credentials is not None:
-            raise ValueError("endpoint: expected no user name or password in a gateway's own URL")
         self._access = Access() if access is None else access
-        if self._endpoint.secure and ssl is None:
-            raise ValueError(f"endpoint {endpoint!r}: expected an ssl.SSLContext in ssl=, too")
-        if ssl is not None and not self._endpoint.secure:
-            raise ValueError(f"endpoint {endpoint!r}: expected wss:// where ssl= is given")
-        if not self._endpoint.is_loopback and ssl is None and not self._access.authenticates and not insecure:
-            raise ValueError(
-                f"endpoint {endpoint!r}: anyone who reaches this address could submit packets; "
-                "listen on 127.0.0.1, give ssl= or access=, or say insecure=True"
-            )
+        _check_endpoint(self._endpoint, endpoint, self._access, ssl, insecure)
         if not callable(store):
             raise ValueError(f"store: expected a function that returns a Store, found {type(store).__name__}")
+        settings = LinkSettings(window, max_pending, max_frame, heartbeat, silence)
         self._dispatcher = Dispatcher(
             concurrency=concurrency,
             max_queue=max_queue,
@@ -156,7 +146,7 @@ class Gateway(HandlerRegistry, Toolbox):
         self._principals = Principals(self._access, self._budgets)
         self._switch = Switch(
             self._dispatcher,
-            self._masks,
+            self._principals.masks,
             aliases=SHORT_ELEMENTS,
             arm=self._arm,
             max_flights=max_flights,
@@ -169,61 +159,59 @@ class Gateway(HandlerRegistry, Toolbox):
             now=time.monotonic_ns(),
         )
         self._switch.set_principals(len(self._principals.alive))
-        self._settings: dict[str, Any] = {
-            "window": window,
-            "max_pending": max_pending,
-            "max_frame": max_frame,
-            "max_buffer": max(16 * 1024 * 1024, 4 * max_frame),
-            "heartbeat": heartbeat,
-            "silence": silence,
-        }
-        Engine(client=False, **self._settings)  # bad settings fail here, not at the first connection
-        self._max_connections = max_connections
-        self._max_per_address = 1 << 30 if max_per_address is None else max_per_address
+        self.counts: dict[str, int] = {"accepted": 0}
+        self._reactors = Reactors(self._principals.may_name, self._principals.may_handle, self.counts)
+        links: dict[Engine, Link] = {}
+        self._inside = Inside(self._switch, self._principals.masks, links.get, max_frame)
+        self._links = Links(
+            links, self._switch, self._reactors, self._inside, settings, lambda: self._elements, self.counts
+        )
+        self._admission = Admission(
+            self._endpoint,
+            self._access,
+            self._principals,
+            self._switch,
+            self._links,
+            settings,
+            lambda *request: self._web.respond(*request),
+            self._announced,
+            self.counts,
+            max_connections=max_connections,
+            max_per_address=max_per_address,
+            handshake_timeout=handshake_timeout,
+            allowed_hosts=allowed_hosts,
+            allowed_origins=allowed_origins,
+        )
+        self.supervisor = Supervisor(
+            {template.name: template for template in templates}, lambda: self.endpoint, self.wait_for_reactor
+        )
+        self._view = View(
+            self._switch,
+            self._dispatcher,
+            self._principals,
+            self._budgets,
+            self._reactors,
+            self._links,
+            self._inside,
+            self._admission,
+            self.supervisor,
+            settings,
+            self.counts,
+            lambda: self._elements,
+            lambda: self.ready,
+        )
+        self._web = Web(self._view, self._endpoint, public_metrics)
         self._handshake_timeout = handshake_timeout
-        self._allowed_hosts = tuple(allowed_hosts)
-        self._allowed_origins = tuple(allowed_origins)
-        self._door = Door(self._endpoint.host, self._allowed_hosts, self._allowed_origins)
-        self._complain = Complaints(log)
-        self._refused_charges = 0
-        self._public_metrics = public_metrics
-        self._metrics = ""
-        self._scraped = (0, 0.0)
         self._ssl = ssl
+        self._bounds = None if elements is False else Bounds() if elements is True else elements
+        self._make_store = store
+        self._elements: Runtime | None = None
         self._server: Listener | None = None
-        self._sharing: Sharing | None = None
         self._starting: asyncio.Task[None] | None = None
         self._ending: Ending | None = None
         self._over = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._links: dict[Engine, Link] = {}
-        self._inside = Inside(self._switch, self._masks, self._links.get, max_frame)
-        self._bounds = None if elements is False else Bounds() if elements is True else elements
-        self._make_store = store
-        self._elements: Runtime | None = None
-        self.supervisor = Supervisor(
-            {template.name: template for template in templates}, lambda: self.endpoint, self.wait_for_reactor
-        )
-        self._addresses: dict[str, int] = {}
-        self._arriving = 0
-        self._emptied: asyncio.Event = asyncio.Event()
-        self.counts: dict[str, int] = {
-            "accepted": 0,
-            "turned_away": 0,
-            "unauthenticated": 0,
-            "refused_host": 0,
-            "refused_origin": 0,
-            "malformed": 0,
-            "tls": 0,
-            "failed": 0,
-            "reconnects": 0,
-        }
-        self._reactors = Reactors(self._principals.may_name, self._principals.may_handle, self.counts)
-        # one bound method each for all links: a new one for every link would cost memory
-        self._on_open_link = self._on_open
-        self._on_closed_link = self._on_closed
-        self._on_peer_heartbeat = self._on_heartbeat
 
     # -- life
 
@@ -257,6 +245,11 @@ class Gateway(HandlerRegistry, Toolbox):
         """The routing core: its counts are what ``/metrics`` shows."""
         return self._switch
 
+    @property
+    def view(self) -> View:
+        """What it is made of, for this package's own rooms and tests: no part of the API, it changes at any time."""
+        return self._view
+
     async def start(self) -> None:
         """Listens. Raises OSError where the address is taken or not this machine's.
 
@@ -268,9 +261,9 @@ class Gateway(HandlerRegistry, Toolbox):
             raise RuntimeError("start: the gateway has been started already")
         prepare()
         loop = self._loop = asyncio.get_running_loop()
-        sharing = self._sharing = Sharing(loop)
+        sharing = Sharing(loop)
         # a task of its own, so that `stop` can end it without touching the caller's
-        starting = self._starting = loop.create_task(self._listen())
+        starting = self._starting = loop.create_task(self._listen(loop, sharing))
         try:
             self._dispatcher.start(loop, sharing.later)
             self._switch.start(time.monotonic_ns())
@@ -293,25 +286,14 @@ class Gateway(HandlerRegistry, Toolbox):
             self._starting = None
         log.info("listening on %s", self.endpoint)
 
-    async def _listen(self) -> None:
-        assert self._loop is not None
-        assert self._sharing is not None
-        gate = Gate(
-            self._admit,
-            self._arrived,
-            self._departed,
-            may_begin=self._may_begin,
-            on_cut=self._cut,
-            sharing=self._sharing,
-            timeout=self._handshake_timeout,
-            max_frame=4 * self._settings["max_frame"],
-            logger=logging.LoggerAdapter(log, {}),
-        )
+    async def _listen(self, loop: asyncio.AbstractEventLoop, sharing: Sharing) -> None:
+        gate = self._admission.gate(loop, sharing)
         options: dict[str, Any] = {"start_serving": False}
         if self._ssl is not None:
             options |= {"ssl": self._ssl, "ssl_handshake_timeout": self._handshake_timeout}
         server = await Listener.open(gate, self._endpoint.host, self._endpoint.port, **options)
         self._server = server  # in the same step: whoever is cancelled after this takes it down
+        self._admission.open()
         port = server.sockets[0].getsockname()[1]
         await server.start_serving()
         self._endpoint = Endpoint(self._endpoint.host, port, self._endpoint.path, self._endpoint.secure)
@@ -328,7 +310,7 @@ class Gateway(HandlerRegistry, Toolbox):
             bounds=self._bounds,
             store=self._make_store,
             gateway=self._inside.gateway,
-            admin=Admin(self),
+            admin=Admin(self._view),
             orphans=self._budgets.account("links that have gone"),
         )
         for handler in self._elements.handlers():
@@ -377,6 +359,7 @@ class Gateway(HandlerRegistry, Toolbox):
             server, self._server = self._server, None
             if server is None:
                 return
+            self._admission.close()
             server.close()
             drained = asyncio.get_running_loop().create_future()
             self._switch.drain(drained)
@@ -396,11 +379,8 @@ class Gateway(HandlerRegistry, Toolbox):
             closing = asyncio.ensure_future(self.supervisor.close())
             self._switch.fail_all("PF503", "the gateway is stopping", time.monotonic_ns())
             await asyncio.sleep(0)  # cancelled handlers end, and their links take the answers along
-            self._emptied.clear()
-            for link in list(self._links.values()):
-                link.close(1001, "the gateway is stopping")
-            if self._links:
-                await within(_CLOSING, self._emptied.wait())
+            self._links.close("the gateway is stopping")
+            await within(_CLOSING, self._links.gone())
             self._abort(server)
             await asyncio.wait({closing}, timeout=max(0.0, ending.deadline + _CLOSING - ending.now))
             self.supervisor.kill()
@@ -414,13 +394,13 @@ class Gateway(HandlerRegistry, Toolbox):
 
     def _abort(self, server: Any) -> None:
         """Cuts off who has not gone: links, and connections in the middle of a handshake or before it."""
-        for link in list(self._links.values()):
-            link.detach()
+        self._links.detach()
         if hasattr(server, "abort_clients"):  # pragma: no branch - asyncio's own before 3.13, on Windows only
             server.abort_clients()
 
     def _clear(self, server: Any, message: str) -> None:
         """Takes down all that `start` has put up; nothing here waits."""
+        self._admission.close()
         if server is not None:
             server.close()
             self._abort(server)
@@ -454,10 +434,7 @@ class Gateway(HandlerRegistry, Toolbox):
         finally:
             await self.stop()
 
-    # -- who comes in
-
-    def _masks(self, key: str) -> tuple[int, int, int]:
-        return self._principals.masks(key)
+    # -- changes while it runs
 
     def set_access(self, access: Access) -> None:
         """Other roles and principals from now on.
@@ -469,7 +446,7 @@ class Gateway(HandlerRegistry, Toolbox):
         if not self._endpoint.is_loopback and self._ssl is None and self._access.authenticates > access.authenticates:
             raise ValueError("access: this address needs TLS, or principals that prove who they are")
         gone = self._principals.change(access)
-        self._access = access
+        self._access = self._admission.access = access
         self._switch.set_principals(len(self._principals.alive))
         for principal in gone:
             self._switch.forget_principal(principal)
@@ -481,11 +458,7 @@ class Gateway(HandlerRegistry, Toolbox):
                 # what the elements keep for a principal beyond its sessions
                 self._elements.end_principal(principal)
         self._inside.keep_only(self._principals.alive)
-        for member in self._switch.links:
-            if member.principal.role == NOBODY_ROLE:
-                link = self._links.get(member.engine)
-                if link is not None:
-                    link.close(1008, GONE)
+        self._links.turn_out()
 
     def set_limits(
         self,
@@ -496,14 +469,7 @@ class Gateway(HandlerRegistry, Toolbox):
         allowed_origins: Iterable[str] | None = None,
     ) -> None:
         """Other limits for the connections to come. Raises ValueError, and changes nothing, for what is none."""
-        hosts = self._allowed_hosts if allowed_hosts is None else tuple(allowed_hosts)
-        origins = self._allowed_origins if allowed_origins is None else tuple(allowed_origins)
-        self._door = Door(self._endpoint.host, hosts, origins)
-        self._allowed_hosts, self._allowed_origins = hosts, origins
-        if max_connections is not None:
-            self._max_connections = max_connections
-        if max_per_address is not None:
-            self._max_per_address = max_per_address
+        self._admission.set_limits(max_connections, max_per_address, allowed_hosts, allowed_origins)
 
     async def set_ssl(self, ssl: ssl_module.SSLContext) -> None:
         """Other certificates, and other authorities of clients', for every handshake that is not over yet.
@@ -521,133 +487,14 @@ class Gateway(HandlerRegistry, Toolbox):
 
     def set_window(self, window: int) -> None:
         """Packets that one connection may have in flight here, for all connections from now on."""
-        self._settings["window"] = window
-        for engine in self._links:
-            engine.set_window(window)
-
-    def _arrived(self, address: str) -> bool:
-        """A connection was made; False turns it away."""
-        count = self._addresses.get(address, 0)
-        if self._server is None or count >= self._max_per_address or self._arriving >= 2 * self._max_connections:
-            self.counts["turned_away"] += 1
-            return False
-        self._addresses[address] = count + 1
-        self._arriving += 1
-        return True
-
-    def _departed(self, address: str) -> None:
-        self._arriving -= 1
-        count = self._addresses[address] - 1
-        if count:
-            self._addresses[address] = count
-        else:
-            del self._addresses[address]
-
-    def _may_begin(self, under_way: int) -> bool:
-        """May one more handshake of TLS begin beside so many?"""
-        if self._server is None or under_way >= 2 * self._max_connections:
-            self.counts["turned_away"] += 1
-            return False
-        return True
-
-    def _cut(self) -> None:
-        """A handshake of TLS did not come to its end."""
-        self.counts["tls"] += 1
-        self._complain(logging.WARNING, "a handshake of TLS did not come to its end (%d so far)", self.counts["tls"])
-
-    def _admit(self, request: Any, address: str, certificate: Any) -> Any:
-        """Answers a request: a link for it, or why not."""
-        try:
-            return self._answer(request, address, certificate)
-        except Refusal as refusal:
-            reason = {421: "refused_host", 403: "refused_origin", 401: "unauthenticated", 503: "turned_away"}
-            self.counts[reason.get(refusal.status, "malformed")] += 1
-            self._complain(logging.WARNING, "handshake from %s refused: %s", address, refusal.reason)
-            return _refuse(refusal.status, refusal.reason, refusal.headers)
-        except Exception as error:  # noqa: BLE001  # it is logged, without a traceback
-            # nothing that a peer sends may get here; if it does, this connection ends and nothing else
-            self.counts["failed"] += 1
-            self._complain(logging.ERROR, "handshake from %s failed: %r", address, error)
-            return _refuse(500, "internal error")
-
-    def _answer(self, request: Any, address: str, certificate: Any) -> Any:
-        path, query = split_target(request.path)
-        self._door.check_host(request.headers)
-        if path != self._endpoint.path.partition("?")[0]:
-            return respond(self, path, request.headers, certificate)
-        self._door.check_origin(request.headers)
-        try:
-            identity = self._access.identify(request.headers, certificate)
-        except PermissionError as error:
-            raise Refusal(401, str(error), {"WWW-Authenticate": 'Basic realm="packetflow"'}) from None
-        if self._server is None or len(self._links) >= self._max_connections:
-            raise Refusal(503, "no more connections")
-        check_upgrade(request.headers)
-        # from here on the handshake can only succeed: nothing is left behind of one that does not
-        principal = self._principals.of(identity)
-        engine = Engine(client=False, acceptor=self._switch, on_heartbeat=self._on_peer_heartbeat, **self._settings)
-        engine.announce(self._announced())
-        link = Link(
-            engine,
-            loop=self._loop,
-            on_open=self._on_open_link,
-            on_closed=self._on_closed_link,
-            sharing=self._sharing,
-        )
-        handles = parse_qs(query, keep_blank_values=True).get("handles")
-        self._switch.admit(engine, principal, None if handles is None else ",".join(handles).split(","))
-        # only what was offered may be chosen, and credentials are not to be echoed
-        offered = [
-            one.strip() for value in request.headers.getall("Sec-WebSocket-Protocol", []) for one in value.split(",")
-        ]
-        headers = {"Sec-WebSocket-Protocol": "packetflow"} if "packetflow" in offered else None
-        return accept(link, headers)
-
-    # -- links
-
-    def _on_open(self, link: Link) -> None:
-        self._links[link.engine] = link
-        self._switch.join(link.engine)
-        self.counts["accepted"] += 1
-        if link.engine.member.principal.role == NOBODY_ROLE:
-            # its credentials were valid when the handshake began
-            link.close(1008, GONE)
-
-    def _on_closed(self, link: Link) -> None:
-        engine = link.engine
-        self._links.pop(engine, None)
-        if engine.member is not None and engine.member.principal.number == 0:
-            self._refused_charges += engine.member.account.refused  # an anonymous link's account goes with it
-        self._reactors.lost(engine)
-        self._inside.forget(engine)
-        if self._elements is not None:
-            self._elements.sessions.lost(engine)
-        self._switch.leave(engine, time.monotonic_ns())
-        engine.close("PF502", "the connection was lost; the answer is unknown")
-        link.flush_ended()
-        if not self._links:
-            self._emptied.set()
-
-    def _on_heartbeat(self, engine: Engine) -> None:
-        link = self._links.get(engine)
-        if link is not None:
-            self._reactors.announced(link)
-            if self._elements is not None and engine.peer_name is not None:
-                # even where the name is not granted: what a reactor holds is within its principal, and who takes its
-                # name while it is away takes nothing else
-                member = engine.member
-                self._elements.sessions.named(
-                    engine, member.principal.number, engine.peer_name, engine.peer_instance, member.reactor
-                )
-        self._switch.update(engine)
+        self._links.set_window(window)
 
     def _announced(self) -> list[str]:
         return self.handles[:MOST_ANNOUNCED]
 
     def _handlers_changed(self) -> None:
         self._switch.handlers_changed()
-        for engine in self._links:
-            engine.announce(self._announced())
+        self._links.announce(self._announced())
 
     async def wait_for_reactor(self, name: str) -> Peer:
         """Returns the connected reactor of that name, once there is one; of several, the latest."""
@@ -717,6 +564,18 @@ def _log_failure(code: str, message: str, key: str, packet_id: str, principal: s
     )
 
 
-def _refuse(status: int, reason: str, headers: Mapping[str, str] | None = None) -> Any:
-    shown = {"Content-Type": "text/plain; charset=utf-8", **(headers or {})}
-    return answer(status, f"{reason}\n".encode(), shown)
+def _check_endpoint(
+    endpoint: Endpoint, given: str, access: Access, ssl: ssl_module.SSLContext | None, insecure: bool
+) -> None:
+    """Raises ValueError where it is not one to listen on like this."""
+    if endpoint.credentials is not None:
+        raise ValueError("endpoint: expected no user name or password in a gateway's own URL")
+    if endpoint.secure and ssl is None:
+        raise ValueError(f"endpoint {given!r}: expected an ssl.SSLContext in ssl=, too")
+    if ssl is not None and not endpoint.secure:
+        raise ValueError(f"endpoint {given!r}: expected wss:// where ssl= is given")
+    if not endpoint.is_loopback and ssl is None and not access.authenticates and not insecure:
+        raise ValueError(
+            f"endpoint {given!r}: anyone who reaches this address could submit packets; "
+            "listen on 127.0.0.1, give ssl= or access=, or say insecure=True"
+        )

@@ -6,16 +6,15 @@ import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from packetflow.endpoint import Endpoint
 from packetflow.gateway.door import Refusal
+from packetflow.gateway.view import View
 from pfcore.errors import EXCEPTIONS
 from pfcore.link.websocket import answer
 
-if TYPE_CHECKING:
-    from packetflow.gateway.server import Gateway
-
-__all__ = ["metrics", "respond"]
+__all__ = ["Web", "metrics"]
 
 MOST_TIME = 0.1
 """Seconds of each that go into rendering the metrics: it keeps the loop for a millisecond, or twenty."""
@@ -29,70 +28,77 @@ def prepare() -> None:
     import prometheus_client.core  # noqa: F401 - not with the package: a reactor needs none of it
 
 
-def respond(gateway: Gateway, path: str, headers: Any, certificate: Any) -> Any:
-    """The answer to a GET of `path`; `Refusal` where it asks for credentials."""
-    if path == "/healthz":
-        return _answer(200, "ok\n")
-    if path == "/readyz":
-        return _answer(200, "ready\n") if gateway.ready else _answer(503, "draining\n")
-    if path == "/metrics":
-        if not gateway._public_metrics:
-            try:
-                gateway._access.identify(headers, certificate)
-            except PermissionError as error:
-                raise Refusal(401, str(error), {"WWW-Authenticate": 'Basic realm="packetflow"'}) from None
-        return _answer(200, _recent(gateway), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
-    return _answer(404, f"no such path here; expected {gateway._endpoint.path.partition('?')[0]}\n")
+class Web:
+    """Answers what is not an upgrade. `public_metrics`: ``/metrics`` asks for no credentials."""
+
+    def __init__(self, view: View, endpoint: Endpoint, public_metrics: bool) -> None:
+        self._view = view
+        self._endpoint = endpoint
+        self._public_metrics = public_metrics
+        self._metrics = ""
+        self._second, self._spent = 0, 0.0
+
+    def respond(self, path: str, headers: Any, certificate: Any) -> Any:
+        """The answer to a GET of `path`; `Refusal` where it asks for credentials."""
+        if path == "/healthz":
+            return _answer(200, "ok\n")
+        if path == "/readyz":
+            return _answer(200, "ready\n") if self._view.ready() else _answer(503, "draining\n")
+        if path == "/metrics":
+            if not self._public_metrics:
+                try:
+                    self._view.admission.access.identify(headers, certificate)
+                except PermissionError as error:
+                    raise Refusal(401, str(error), {"WWW-Authenticate": 'Basic realm="packetflow"'}) from None
+            return _answer(200, self._recent(), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return _answer(404, f"no such path here; expected {self._endpoint.path.partition('?')[0]}\n")
+
+    def _recent(self) -> str:
+        """The metrics; a flood of scrapes is told again what the last one was told."""
+        began = time.monotonic()
+        if int(began) != self._second:
+            self._second, self._spent = int(began), 0.0
+        if self._spent < MOST_TIME or not self._metrics:
+            self._metrics = metrics(self._view)
+            self._spent += time.monotonic() - began
+        return self._metrics
 
 
 def _answer(status: int, body: str, headers: Mapping[str, str] | None = None) -> Any:
     return answer(status, body.encode(), headers)
 
 
-def _recent(gateway: Gateway) -> str:
-    """The metrics; a flood of scrapes is told again what the last one was told."""
-    began = time.monotonic()
-    second, spent = gateway._scraped
-    if int(began) != second:
-        second, spent = int(began), 0.0
-    if spent < MOST_TIME or not gateway._metrics:
-        gateway._metrics = metrics(gateway)
-        spent += time.monotonic() - began
-    gateway._scraped = (second, spent)
-    return gateway._metrics
-
-
-def metrics(gateway: Gateway) -> str:
+def metrics(view: View) -> str:
     """Everything there is to count, in Prometheus's text format."""
     # imported where it is needed: it costs as much as all the rest of packetflow
     from prometheus_client import CollectorRegistry, generate_latest
 
-    snapshot: Any = _Snapshot(gateway)  # a Collector to go by what it has
+    snapshot: Any = _Snapshot(view)  # a Collector to go by what it has
     registry = CollectorRegistry()
     registry.register(snapshot)
-    return generate_latest(registry).decode() + "".join(_elements(gateway))
+    return generate_latest(registry).decode() + "".join(_elements(view))
 
 
 class _Snapshot:
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
+    def __init__(self, view: View) -> None:
+        self._view = view
 
     def collect(self) -> Iterator[Any]:
-        return _families(self._gateway)
+        return _families(self._view)
 
 
 BOUNDS = [repr((1 << (14 + place)) / 1e9) for place in range(64)]
 """Of a latency histogram's buckets, in seconds."""
 
 
-def _elements(gateway: Gateway) -> Iterator[str]:
+def _elements(view: View) -> Iterator[str]:
     """What is counted by element, of the busiest: a bound, for peers choose the names.
 
     Text at once: a sample of the library's for each of 20,000 lines took 0.2 s, of everybody's time.
     """
     routes = [
         (key.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n"), route)
-        for key, route in gateway.switch.busiest(MOST_ELEMENTS)
+        for key, route in view.switch.busiest(MOST_ELEMENTS)
     ]
     yield "# HELP packetflow_packets_total Packets that ended\n# TYPE packetflow_packets_total counter\n"
     for key, route in routes:
@@ -130,11 +136,11 @@ def _by_code(refusals: Mapping[str, int]) -> dict[str, int]:
     return counts
 
 
-def _budgets(gateway: Gateway) -> Iterator[Any]:
+def _budgets(view: View) -> Iterator[Any]:
     """Every budget, and who holds what of it."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-    budgets = gateway._budgets
+    budgets = view.budgets
     for name, what, budget, most in (
         ("held", "packets, results and output", budgets.held, budgets.principal),
         ("stored", "what outlives links", budgets.stored, budgets.stored_principal),
@@ -153,20 +159,20 @@ def _budgets(gateway: Gateway) -> Iterator[Any]:
         labels=["principal", "budget"],
     )  # fmt: skip
     # anonymous links have an account each; here they are one
-    links = [member.account for member in gateway.switch.links if member.principal.number == 0]
-    kept = gateway._principals.anonymous.stored
+    links = [member.account for member in view.switch.links if member.principal.number == 0]
+    kept = view.principals.anonymous.stored
     rows = [
         (
             "anonymous",
             sum(account.held for account in links),
             kept.held if kept is not None else 0,
-            gateway._refused_charges + sum(account.refused for account in links),
+            view.links.refused_charges + sum(account.refused for account in links),
             kept.refused if kept is not None else 0,
         )
     ]
     named = [
         (name, one.account.held, one.stored.held, one.account.refused, one.stored.refused)
-        for name, one in gateway._principals.named.items()
+        for name, one in view.principals.named.items()
         if one.account is not None and one.stored is not None
     ]
     # those who hold most, where a file names more than anyone would look at
@@ -179,13 +185,13 @@ def _budgets(gateway: Gateway) -> Iterator[Any]:
     yield from (held, stored, refused)
 
 
-def _families(gateway: Gateway) -> Iterator[Any]:
+def _families(view: View) -> Iterator[Any]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-    switch = gateway.switch
+    switch = view.switch
     for name, text, value in (
-        ("packetflow_connections", "Open links", gateway.connections),
-        ("packetflow_reactors", "Connected reactors that have a name", len(gateway._reactors)),
+        ("packetflow_connections", "Open links", len(view.links)),
+        ("packetflow_reactors", "Connected reactors that have a name", len(view.reactors)),
         ("packetflow_in_flight", "Packets under way", switch.in_flight),
         ("packetflow_queued", "Packets that wait for a reactor with room", switch.queued),
         ("packetflow_remembered", "Outcomes remembered", switch.remembered),
@@ -197,21 +203,21 @@ def _families(gateway: Gateway) -> Iterator[Any]:
         ("packetflow_redispatched", "Packets sent again after a reactor was lost", switch.retried),
         ("packetflow_duplicates", "Packets answered from memory or attached to a running one", switch.duplicates),
         ("packetflow_late_answers", "Answers that nobody waited for any more", switch.late),
-        ("packetflow_accepted_connections", "Links accepted since the start", gateway.counts["accepted"]),
-        ("packetflow_reconnects", "Named reactors that came back", gateway.counts["reconnects"]),
+        ("packetflow_accepted_connections", "Links accepted since the start", view.counts["accepted"]),
+        ("packetflow_reconnects", "Named reactors that came back", view.counts["reconnects"]),
     ):
         yield CounterMetricFamily(name, text, value)
     handshakes = CounterMetricFamily("packetflow_handshakes_refused", "Handshakes refused", labels=["reason"])
     for reason in ("turned_away", "unauthenticated", "refused_host", "refused_origin", "malformed", "tls", "failed"):
-        handshakes.add_metric([reason], gateway.counts[reason])
+        handshakes.add_metric([reason], view.counts[reason])
     yield handshakes
     names = CounterMetricFamily(
         "packetflow_names_refused", "Claims to a reactor's name that were ignored", labels=["reason"]
     )
     for reason in ("taken", "forbidden", "changed"):
-        names.add_metric([reason], gateway.counts[f"names_{reason}"])
+        names.add_metric([reason], view.counts[f"names_{reason}"])
     yield names
-    yield from _budgets(gateway)
+    yield from _budgets(view)
     refusals = CounterMetricFamily("packetflow_refusals", "Packets refused or failed by the gateway", labels=["code"])
     for code, count in sorted(_by_code(switch.refusals).items()):
         refusals.add_metric([code], count)
@@ -221,7 +227,7 @@ def _families(gateway: Gateway) -> Iterator[Any]:
     )
     window = GaugeMetricFamily("packetflow_reactor_window", "Packets that it takes at once", labels=["reactor"])
     recent = GaugeMetricFamily("packetflow_reactor_latency_seconds", "Recent time to its answers", labels=["reactor"])
-    for peer in islice(gateway._reactors, MOST_REACTORS):
+    for peer in islice(view.reactors, MOST_REACTORS):
         outstanding.add_metric([peer.id], peer.member.outstanding)
         window.add_metric([peer.id], peer.member.window)
         recent.add_metric([peer.id], peer.member.latency_ms / 1e3)

@@ -69,7 +69,7 @@ class Sessions:
 
     def __init__(self, alarms: Alarms, grace: float = 5.0) -> None:
         self._alarms = alarms
-        self._grace = grace
+        self.grace = grace
         self._by_key: dict[Hashable, Session] = {}
         self._by_link: dict[Any, list[Session]] = {}  # the last is the one in use
         self._names: dict[
@@ -165,4 +165,4 @@ class Sessions:
     def _leave(self, session: Session, link: Any) -> None:
         session.links.discard(link)
         if not session.links:
-            session._alarm = self._alarms.at(self._alarms.now() + self._grace, lambda: self.end(session))
+            session._alarm = self._alarms.at(self._alarms.now() + self.grace, lambda: self.end(session))

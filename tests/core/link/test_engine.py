@@ -51,7 +51,7 @@ def handling(*handlers: tuple[str, Callable[[Any], Any]], **settings: Any) -> En
     for element, function in handlers:
         dispatcher.register(Handler("df", element, function))
     dispatcher.start(None)
-    return engine(acceptor=dispatcher, **settings)
+    return engine(sink=dispatcher, **settings)
 
 
 # -- opening

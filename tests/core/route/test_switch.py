@@ -46,7 +46,7 @@ class Simulation:
         if loop is not None:
             for group in ("df", "cf", "mc"):
                 self.dispatcher.register(Handler(group, "later", self.later))
-            self.dispatcher.register(Handler("co", "later", self.later, free=True))
+            self.dispatcher.register(Handler("co", "later", self.later, unbounded=True))
         self.dispatcher.start(loop)
         self.switch = Switch(self.dispatcher, lambda key: (ALL, ALL, ALL), aliases={"df:tr": "df:transform"})
         self.switch.start(0)
@@ -58,7 +58,7 @@ class Simulation:
         self.count = 0
         self.inner: list[Engine] = []
         if loop is not None:
-            inner = Engine(client=False, acceptor=self.switch)
+            inner = Engine(client=False, sink=self.switch)
             self.switch.admit(inner, Principal("gateway", 1, 63), ())
             inner.connected(self.now)
             self.switch.join(inner)
@@ -115,7 +115,7 @@ class Simulation:
     ) -> int:
         """`anonymous`: what pays for the link, and for what outlives it; then it is nobody's."""
         self.count += 1
-        engine = Engine(client=False, acceptor=self.switch, on_heartbeat=self.switch.update, window=window)
+        engine = Engine(client=False, sink=self.switch, on_heartbeat=self.switch.update, window=window)
         if anonymous is None:
             self.switch.admit(engine, Principal(f"p{principal}", principal, 1), handles)
         else:

@@ -148,7 +148,7 @@ async def test_thousands_that_end_at_once_all_end(how: str) -> None:
         elif how == "lost":
             await reactor.stop(0)
         await asyncio.gather(*replies, return_exceptions=True)
-        while ended < begun or gateway._dispatcher.running or gateway._dispatcher.queued:
+        while ended < begun or gateway.view.dispatcher.running or gateway.view.dispatcher.queued:
             await asyncio.sleep(0)
         await reactor.stop()
 
@@ -169,12 +169,12 @@ async def test_a_handler_that_was_cancelled_is_no_work_for_the_collector(how: st
                 for _ in range(20)
             ]
             if how == "cancel":
-                while gateway._dispatcher.running < 20:
+                while gateway.view.dispatcher.running < 20:
                     await asyncio.sleep(0)
                 for task in tasks:
                     task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            while gateway._dispatcher.running:
+            while gateway.view.dispatcher.running:
                 await asyncio.sleep(0)
             for _ in range(5):
                 await asyncio.sleep(0)
@@ -214,7 +214,7 @@ async def test_what_a_cancelled_handler_waits_for_goes_with_it() -> None:
             "version": "1.0", "id": "last", "group": "df", "element": "nobody", "data": 1, "priority": 5}})  # fmt: skip
         while (await peer.message())["seq"] != 400:
             pass
-        dispatcher = gateway._dispatcher
+        dispatcher = gateway.view.dispatcher
         while dispatcher.running or dispatcher.waiting or dispatcher.queued or gateway.switch.in_flight:
             await asyncio.sleep(0)
         peer.close()
