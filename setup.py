@@ -6,6 +6,7 @@ Switches by environment:
 - ``PFCORE_SANITIZE=1``: AddressSanitizer and UndefinedBehaviorSanitizer (clang).
 - ``PFCORE_FUZZ=1``: AddressSanitizer, traps for undefined behaviour, and libFuzzer's coverage counters (clang), for
   ``tools/fuzz``.
+- ``PFCORE_TRACE=1``: every line is told to tracers, for ``tools/coverage``; the C files are beside the modules then.
 - ``PFCORE_ANNOTATE=1``: Cython's HTML annotation beside every module.
 """
 
@@ -22,6 +23,7 @@ MODULES = sorted(".".join(path.with_suffix("").parts) for path in Path("pfcore")
 DEBUG = os.environ.get("PFCORE_DEBUG") == "1"
 SANITIZE = os.environ.get("PFCORE_SANITIZE") == "1"
 FUZZ = os.environ.get("PFCORE_FUZZ") == "1"
+TRACE = os.environ.get("PFCORE_TRACE") == "1"
 ANNOTATE = os.environ.get("PFCORE_ANNOTATE") == "1"
 
 if sys.platform == "win32":
@@ -56,6 +58,7 @@ DIRECTIVES = {
     # plain method descriptors: half the price of a call through Cython's own function type
     "binding": False,
     "embedsignature": True,
+    "linetrace": TRACE,
 }
 
 extensions = [
@@ -69,9 +72,13 @@ extensions = [
         define_macros=[
             ("PFCORE_PICOWS_VERSION", f'"{picows.__version__}"'),
             *([("PFCORE_DEBUG", "1")] if DEBUG else []),
+            *([("CYTHON_TRACE_NOGIL", "1")] if TRACE else []),
         ],
     )
     for name in MODULES
 ]
 
-setup(ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, annotate=ANNOTATE, build_dir="build/cython"))
+# Cython's plugin for coverage looks for the C files beside the modules
+BUILD = None if TRACE else "build/cython"
+
+setup(ext_modules=cythonize(extensions, compiler_directives=DIRECTIVES, annotate=ANNOTATE, build_dir=BUILD))

@@ -133,8 +133,8 @@ async def sync(call: Call, request: Sync) -> Any:
     try:
         end = await _wait_for_end(call, "barrier", BARRIER_ENDS, key, name, request.wait_ms)
     except asyncio.CancelledError:
-        late = call.runtime.alarms.now() >= call.deadline - 0.001
-        call.runtime.spawn(_break(call, name, generation, "PF408" if late else "PF502"))
+        code = "PF408" if call.runtime.alarms.now() >= call.deadline - 0.001 else "PF502"
+        call.runtime.in_turn(lambda: _break(call, name, generation, code), call.account)
         raise
     except PacketTimeout:
         await _break(call, name, generation, "PF408")
@@ -519,8 +519,8 @@ async def vote(call: Call, request: Vote) -> Any:
     check_size(call, "choice", choice)
     call.hold(len(choice) + PARTY_BYTES)
     choice = msgspec.Raw(bytes(choice))
-    vote = _Vote(await _digest(call, choice), new_id())
-    voter = key_of(call.principal.name, call.id)
+    vote = _Vote(await _digest(call, choice), new_id()[:13])
+    voter = _short(key_of(call.principal.name, call.id))
     born = left = 0
     ended = known = OPEN  # by this vote, and before it
 
@@ -572,14 +572,22 @@ async def vote(call: Call, request: Vote) -> Any:
         await call.turn()
         return end.outcome
     except asyncio.CancelledError:
-        call.runtime.spawn(_withdraw(call, name, born, voter, vote))
+        # in their turns: thousands of voters may go with one link, and the whole ballot is written for each
+        call.runtime.in_turn(lambda: _withdraw(call, name, born, voter, vote), call.account)
         raise
-    except PacketTimeout:
-        await _withdraw(call, name, born, voter, vote)
-        raise PacketTimeout(f"ballot {name!r}: no decision in time") from None
-    except PacketFlowError:
-        await _withdraw(call, name, born, voter, vote)
+    except PacketFlowError as error:
+        try:
+            await call.turn()
+        finally:
+            await _withdraw(call, name, born, voter, vote)
+        if isinstance(error, PacketTimeout):
+            raise PacketTimeout(f"ballot {name!r}: no decision in time") from None
         raise
+
+
+def _short(text: str) -> str:
+    """A name of 16 characters that nobody finds another text for."""
+    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()[:12]).decode()
 
 
 async def _withdraw(call: Call, name: str, born: int, voter: str, vote: _Vote) -> None:

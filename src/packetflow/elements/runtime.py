@@ -94,7 +94,7 @@ class Runtime:
         """Pays for packets of anonymous links that had gone before they began."""
         self.store: Store = store(self.alarms, self.bounds)
         self.lines = Lines(loop, self.bounds.waiters)
-        self.leases = Leases(self.alarms, self._later)
+        self.leases = Leases(self.alarms, self.in_turn)
         self.watched = Watched(
             self.store, self.lines, self.alarms, self.spawn, self.bounds.names, 4 * self.bounds.value
         )
@@ -159,7 +159,8 @@ class Runtime:
                 standing.end()
         self.leases.end_principal(principal.number)
 
-    def _later(self, coroutine: Callable[[], Any], account: Account | None) -> None:
+    def in_turn(self, coroutine: Callable[[], Any], account: Account | None) -> None:
+        """Runs what nobody waits for when it is that account's turn."""
         self.turns.when(account or self.orphans, lambda: self.spawn(coroutine()))
 
     def spawn(self, coroutine: Any) -> asyncio.Task[Any]:
