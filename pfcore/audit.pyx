@@ -553,7 +553,7 @@ def _check_dispatcher(Dispatcher dispatcher, list engines, list workers, list wr
     cdef dict busy = {}
     for heap, home, name in (
             *[((<Turn>turn).heap, dispatcher.queue, "dispatcher's queue") for turn in dispatcher.queue.turns.values()],
-            *[((<Turn>turn).heap, dispatcher.unbounded_queue, "dispatcher's free queue")
+            *[((<Turn>turn).heap, dispatcher.unbounded_queue, "dispatcher's unbounded queue")
               for turn in dispatcher.unbounded_queue.turns.values()],
             *[((<Lane>one).queue, None, "queue of a lane") for one in dispatcher.lanes.values()]):
         wrong += audit_heap(heap, name)
@@ -595,7 +595,7 @@ def _check_dispatcher(Dispatcher dispatcher, list engines, list workers, list wr
         if dispatcher.lanes.get(lane.key) is not lane:
             wrong.append("dispatcher: a job is in a lane that was given up")
     _check_fair(dispatcher.queue, "dispatcher's queue", wrong)
-    _check_fair(dispatcher.unbounded_queue, "dispatcher's free queue", wrong)
+    _check_fair(dispatcher.unbounded_queue, "dispatcher's unbounded queue", wrong)
     if len(dispatcher.suspended_jobs) != running + waiting:
         wrong.append(f"dispatcher: {len(dispatcher.suspended_jobs)} jobs are suspended,"
                      f" {running + waiting} handlers are")
@@ -603,7 +603,8 @@ def _check_dispatcher(Dispatcher dispatcher, list engines, list workers, list wr
         wrong.append("dispatcher: a handler's task is the present one, and none is called")
     if dispatcher.loop is not None and not dispatcher.scheduled and (
             len(dispatcher.unbounded_queue) > 0
-            or dispatcher.running < dispatcher.concurrency and len(dispatcher.queue) > 0 and not dispatcher.blocked):
+            or dispatcher.running - dispatcher.events < dispatcher.concurrency and len(dispatcher.queue) > 0
+            and not dispatcher.blocked):
         wrong.append("dispatcher: jobs could start, and nobody will look")
     for worker in dispatcher.parked:
         if worker.job is not None or worker.inner is not None or worker.retired:

@@ -358,3 +358,188 @@ def test_who_is_asked_does_not_meet_the_question_by_its_id(house: House) -> None
     house.say(stranger, house.packet(packet_id, data=7), house.frame("cancel", {"packet_id": packet_id}))
     house.pass_time(3)
     assert house.outcomes(packet_id) == [(stranger, 7)]
+
+
+# ---------------------------------------------------------------- what grows, and what breaks for one packet alone
+
+
+def step(key: str, data: Any = None, **more: Any) -> dict[str, Any]:
+    group, _, element = key.partition(":")
+    return {"group": group, "element": element, "data": data, **more}
+
+
+GROWS = b'{"retry":2,"x":[' + b",".join([b"1e9"] * 15_000) + b"]}"
+"""Within the bound of metadata, and three times as much once it has been read and written again."""
+
+
+def growing(house: House, packet_id: str, key: str, data: Any = None, **fields: Any) -> bytes:
+    return house.packet(packet_id, key, data, metadata="GROWS", **fields).replace(b'"GROWS"', GROWS)
+
+
+@pytest.mark.parametrize("key", ["df:own", "df:work", "df:nobody", "df:transform"])
+@pytest.mark.parametrize("dependencies", [[], ["never"]])
+def test_metadata_that_grows_beyond_its_bound_is_refused(house: House, key: str, dependencies: list[str]) -> None:
+    house.worker("bob", "df:work")
+    evil = house.link()
+    house.link("bob", silent=False)
+    house.say(evil, growing(house, "E", key, dependencies=dependencies))
+    assert house.outcomes("E") == [(evil, "PF400")]
+
+
+def test_metadata_at_its_bound_is_handed_on(house: House) -> None:
+    worker, bob = house.worker("bob", "df:work"), house.link("bob")
+    fits = b'{"retry":2,"x":[' + b",".join([b"1e9"] * 5_000) + b"]}"
+    for packet_id, dependencies in (("now", []), ("later", ["now"])):
+        packet = house.packet(packet_id, "df:work", metadata="FITS", dependencies=dependencies)
+        house.say(bob, packet.replace(b'"FITS"', fits))
+    (first,) = house.work[worker]
+    result = {"packet_id": "now", "status": "success", "data": 1, "duration_ms": 0}
+    house.say(worker, house.frame("result", result, first["seq"]))
+    assert [work["payload"]["id"] for work in house.work[worker]] == ["now", "later"]
+
+
+# ---------------------------------------------------------------- everybody's turn
+
+
+@pytest.mark.parametrize("priority", [5, 10])
+def test_who_waits_for_a_word_is_looked_at_whatever_others_call_urgent(house: House, priority: int) -> None:
+    evil, bob = house.link(), house.link("bob")
+    house.pass_time(3)
+    for tick in range(30):
+        if tick % 2 == 0:
+            house.link(None, silent=False)  # says nothing
+        house.say(evil, *[house.packet(f"e{tick}-{n}", "df:nobody", priority=priority) for n in range(100)])
+        if tick == 5:
+            house.say(bob, house.packet("victim", "df:wanted"))
+        if tick == 20:
+            house.worker("bob", "df:wanted")
+        house.pass_time(0.1)
+    assert house.outcomes("victim"), "it was told in time that there is nobody"
+
+
+def test_suspended_events_of_one_leave_room_for_others(house: House) -> None:
+    async def slow(data: Any) -> Any:
+        house.suspended.append(asyncio.get_running_loop().create_future())
+        return await house.suspended[-1]
+
+    house.register(Handler("ed", "slow", slow))
+    house.gateway.view.dispatcher.tune(concurrency=64)
+    alice, bob = house.link(), house.link("bob")
+    for burst in range(4):
+        house.say(alice, *[house.packet(f"e{burst}-{n}", "ed:slow", timeout_ms=300_000) for n in range(50)])
+    house.say(bob, house.packet("B", "df:own", "bob's"))
+    house.pass_time(1)
+    assert house.outcomes("B") == [(bob, "bob's")]
+    for one in house.suspended:
+        house.do(one.set_result, 1)
+
+
+def test_what_one_reactor_has_refused_keeps_nobody_from_it(house: House) -> None:
+    client, evil = house.link("bob"), house.link("bob")
+    good = house.worker("bob", "df:work", window=1)
+    house.say(evil, house.packet("H", "df:work", metadata={"retry": 1}, priority=10, timeout_ms=300_000))
+    stuck = house.worker("bob", "df:work", window=1)
+    house.say(evil, house.packet("E", "df:work", timeout_ms=300_000))  # at the one that never answers
+    assert (len(house.work[good]), len(house.work[stuck])) == (1, 1)
+    house.say(client, house.packet("q", "df:work"))
+    refusal = {"packet_id": "H", "status": "error", "error": {"code": "PF429", "message": "busy"}, "duration_ms": 0}
+    house.say(good, house.frame("result", refusal, house.work[good][0]["seq"]))
+    house.pass_time(1)
+    assert [work["payload"]["id"] for work in house.work[good]] == ["H", "q"]
+
+
+def test_what_waits_begins_once_more_may_run(house: House) -> None:
+    link = house.link("bob")
+    house.gateway.view.dispatcher.tune(concurrency=8)
+    house.say(link, *[house.packet(f"l{n}", "df:later", timeout_ms=300_000) for n in range(7)])
+    house.say(link, house.packet("q", "df:own", 1))
+    house.pass_time(1)
+    house.gateway.view.dispatcher.tune(concurrency=1000)
+    house.pass_time(1)
+    assert house.outcomes("q") == [(link, 1)]
+    for one in house.suspended:
+        house.do(one.set_result, 1)
+
+
+# ---------------------------------------------------------------- once, and as whose it is
+
+
+def test_who_cancels_what_goes_on_without_its_first_link_ends_it(house: House) -> None:
+    packet = house.packet("P", "df:later", metadata={"retry": 1}, timeout_ms=2000)
+    one = house.link("bob")
+    house.say(one, packet)
+    house.leave(one)
+    other = house.link("bob")
+    house.say(other, packet)
+    house.say(other, house.frame("error", {"code": "PF499", "message": "", "packet_id": "P"}))
+    house.pass_time(60)
+    assert house.suspended[0].cancelled()
+    assert house.gateway.view.dispatcher.running == 0
+
+
+def test_what_was_lost_once_is_never_said_not_to_have_begun(house: House) -> None:
+    worker, client = house.worker("bob", "df:own"), house.link("bob")
+    house.say(client, house.packet("P", "df:own", metadata={"retry": 1}))
+    assert len(house.work[worker]) == 1
+    house.gateway.view.dispatcher.tune(max_queue=0, concurrency=1)
+    house.say(client, house.packet("L", "df:later"))
+    house.leave(worker)
+    house.pass_time(1)
+    assert house.outcomes("P") == [(client, "PF502")]
+    house.do(house.suspended[0].set_result, 1)
+
+
+@pytest.mark.parametrize("key", ["df:nobody", "mc:tune"])
+def test_a_workflow_that_has_begun_runs_once_for_its_id(house: House, key: str) -> None:
+    link = house.link("alice")
+    packet = house.packet("S", "cf:seq", {"steps": [step("df:own", "charge"), step(key, 1)]})
+    dependent = house.packet("D", "df:own", "dependent", dependencies=["S"])
+    house.say(link, dependent, packet)
+    house.pass_time(1)
+    house.say(link, packet)
+    house.pass_time(1)
+    assert house.runs == ["charge"]
+    assert house.outcomes("D") == [(link, "PF424")]
+
+
+def test_nothing_begins_for_a_principal_that_is_no_more(house: House) -> None:
+    worker, alice = house.worker("bob", "df:work", window=1), house.link("alice")
+    house.gateway.view.dispatcher.tune(concurrency=1)
+    orphan = {"metadata": {"retry": 1}, "timeout_ms": 300_000}
+    house.say(alice, *[house.packet(f"p{n}", "df:work", **orphan) for n in range(3)])
+    house.say(alice, house.packet("a", "df:later", **orphan), house.packet("b", "df:own", "late", **orphan))
+    (first,) = house.work[worker]
+    house.leave(alice)
+    house.reload(1)  # alice is no more
+    house.pass_time(30)
+    result = {"packet_id": "p0", "status": "success", "data": 1, "duration_ms": 0}
+    house.say(worker, house.frame("result", result, first["seq"]))
+    house.pass_time(1)
+    assert len(house.work[worker]) == 1
+    assert house.suspended[0].cancelled()
+    assert house.runs == []
+    assert house.gateway.switch.in_flight == 0
+
+
+@pytest.mark.parametrize("key", ["df:work", "cf:seq"])
+def test_what_has_waited_is_told_how_much_time_is_left(house: House, key: str) -> None:
+    worker, bob = house.worker("bob", "df:work"), house.link("bob")
+    data = {"steps": [step("df:work", 1)]} if key == "cf:seq" else 1
+    waits = house.packet("B", key, data, dependencies=["A"], timeout_ms=10_000)
+    house.say(bob, house.packet("A", "df:later", timeout_ms=20_000), waits)
+    house.pass_time(8)
+    house.do(house.suspended[0].set_result, 1)
+    house.pass_time(0.1)
+    (work,) = house.work[worker]
+    assert work["payload"]["timeout_ms"] <= 2000
+
+
+def test_a_lock_is_not_had_for_a_step_that_may_not_begin(house: House) -> None:
+    link, other = house.link("bob"), house.link("alice")
+    first = step("rm:lock", {"key": "k", "step": step("df:own", 1)})
+    house.say(link, house.packet("S", "cf:seq", {"steps": [first] + [step("df:own", 2)] * 999}, timeout_ms=300_000))
+    house.pass_time(1)
+    assert house.outcomes("S") == [(link, "PF400")]
+    house.say(other, house.packet("L", "rm:lock", {"key": "k"}))
+    house.pass_time(1)
+    assert isinstance(house.outcomes("L")[0][1], dict)

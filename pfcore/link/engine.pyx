@@ -59,6 +59,7 @@ cdef enum:
     SEND_AHEAD = 1048576         # bytes of unsent output beyond which submits wait
     STRIKES = 100                # refused frames without a packet between two heartbeats
     EXPIRED_AT_ONCE = 128        # packets of a peer whose deadline is found to have passed in one look
+    MOST_WINDOW = 1073741824     # packets that a peer may announce to take at once; more is as much as this
     CLOSE_POLICY = 1008
     CLOSE_GOING_AWAY = 1001
 
@@ -590,7 +591,7 @@ cdef class Engine(Canceller):
         cdef FrameReader reader = self.reader
         extensions = reader.decode(F_EXT)
         self.peer_cancels = extensions is not None and "cancel" in extensions
-        self.peer_window = reader.window
+        self.peer_window = min(reader.window, MOST_WINDOW)
         name = reader.decode(F_REACTOR)
         if name is not None:
             self.peer_name = name

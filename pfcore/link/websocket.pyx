@@ -49,7 +49,7 @@ cdef enum:
     MOST_READ = 131072           # bytes that a link reads at once: at most, at least, and the first time
     LEAST_READ = 4096
     FIRST_READ = 16384
-    SMALL_PARTIAL = 65536        # bytes of a partial frame that nobody is charged for
+    SMALL_PARTIAL = 16384        # bytes of a partial frame that nobody is charged for
     LONG = 1000000               # ns: one that took more will be smaller
     BYTE = 2                     # ns that reading a byte of a large frame takes
     HANDLED = 6                  # ... and that the handling of it takes, once it is whole
@@ -378,14 +378,11 @@ cdef class Link(WSListener):
             if frame.payload_size >= 2:
                 self.transport.send_close(<WSCloseCode>code)
             else:
-                self._send_empty_close()
+                self.engine.out.clear()  # a close frame without a code, as the peer's was
+                self.engine.out.add(b"", OP_CLOSE)
+                self._write()
         self.transport.disconnect()
         return 0
-
-    def _send_empty_close(self):
-        self.engine.out.clear()  # a close frame without a code, as the peer's was
-        self.engine.out.add(b"", OP_CLOSE)
-        self._write()
 
     cdef int _fragment(self, WSFrame frame) except -1:
         """A frame that is not a whole message."""
@@ -393,11 +390,13 @@ cdef class Link(WSListener):
         if fragments is None:
             if frame.msg_type == WSMsgType.CONTINUATION:
                 return self.fail(CLOSE_PROTOCOL, "a continuation without a message")
-            fragments = self.fragments = Fragments(self.max_message)
+            fragments = self.fragments = Fragments(self.max_message, self.engine.account)
         elif frame.msg_type != WSMsgType.CONTINUATION:
             return self.fail(CLOSE_PROTOCOL, "a new message inside a fragmented one")
         if not fragments.add(<const unsigned char*>frame.payload_ptr, frame.payload_size):
             return self.fail(CLOSE_TOO_BIG, f"a message of more than {self.max_message} bytes")
+        if fragments.refusal is not None:
+            return self.fail(CLOSE_POLICY, fragments.refusal)
         if frame.msg_type != WSMsgType.CONTINUATION:
             fragments.text = frame.msg_type == WSMsgType.TEXT
         self.engine.heard(self.engine.now)
@@ -574,6 +573,9 @@ cdef class Link(WSListener):
         self.timer_at = -1
         if self.in_batch:
             return
+        if self.sharing is not None and self.sharing.full():
+            self.sharing.move_later(self._on_timer)  # deadlines of hundreds of links may come at once
+            return
         if self.engine.paused and self.tcp is not None:
             unsent = self.tcp.get_write_buffer_size()
             if unsent < self.backlog:
@@ -587,6 +589,8 @@ cdef class Link(WSListener):
             if self.engine.out.size == 0 and self.engine.in_flight == 0:
                 self.engine.out.release()
             self.end_batch()
+            if self.sharing is not None and pf_monotonic_ns() - now >= QUICK:
+                self.sharing.spend(pf_monotonic_ns() - now)
 
     cdef object submitted(self, object reply):
         """After submits: a deadline earlier than the timer's needs the timer set again."""

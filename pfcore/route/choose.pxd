@@ -21,8 +21,11 @@ cdef inline bint eligible(Member member, Route route, Flight flight) noexcept:
 # random choices.
 cdef Member choose(Route route, Flight flight, Member origin, list unlisted, uint64_t* chance, bint* some)
 
-# Is there another one that may have it?
-cdef bint another(Route route, Flight flight, Member member, list unlisted) except -1
+# Another one that may have it, room or not; None where there is none.
+cdef Member another(Route route, Flight flight, Member member, list unlisted)
+
+# How often it may be sent again: its metadata.retry, true being 10.
+cdef int retries_of(FrameReader reader) noexcept
 
 # The packet's metadata.key, for rm else data.key, hashed; False where it has none, or the policy does not ask.
 cdef bint routing_key(FrameReader reader, Route route, uint64_t* key) noexcept

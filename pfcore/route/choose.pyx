@@ -1,9 +1,10 @@
 """Which reactor gets a packet. See ``choose.pxd``."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from pfcore.route.flights cimport Flight, Member, Policy, Route
-from pfcore.wire.reader cimport FrameReader
+from pfcore.wire.reader cimport F_METADATA, FrameReader, find_key
+from pfcore.wire.scan cimport Kind, Span, span_to_int64
 from pfcore.wire.terms cimport GROUP_ED
 from pfcore.work.keys cimport concurrency_key
 
@@ -12,6 +13,7 @@ __all__ = []
 cdef enum:
     TRIES = 256                  # candidates looked at before all count as full
     LOOKED_AT_FOR_LATENCY = 16
+    MAX_RETRIES = 100
     MAX_TRIED = 64               # reactors that announce nothing and may refuse one packet
     MAX_TRIED_HERE = 4           # ... where we have a handler of our own
 
@@ -114,12 +116,25 @@ cdef Member choose(Route route, Flight flight, Member origin, list unlisted, uin
     return None
 
 
-cdef bint another(Route route, Flight flight, Member member, list unlisted) except -1:
+cdef Member another(Route route, Flight flight, Member member, list unlisted):
     cdef Member other
     for other in (route.members if route.announced > 0 else unlisted):
         if other is not member and eligible(other, route, flight):
-            return True
-    return False
+            return other
+    return None
+
+
+cdef int retries_of(FrameReader reader) noexcept:
+    cdef Span span
+    cdef int64_t value
+    if reader.fields[<int>F_METADATA].kind != Kind.OBJECT or not find_key(
+            &reader.fields[<int>F_METADATA], b"retry", 5, &span):
+        return 0
+    if span.kind == Kind.TRUE_:
+        return 10
+    if span.kind == Kind.NUMBER and span_to_int64(&span, 0, MAX_RETRIES, &value) == 0:
+        return <int>value
+    return 0
 
 
 cdef bint routing_key(FrameReader reader, Route route, uint64_t* key) noexcept:

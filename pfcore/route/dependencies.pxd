@@ -21,6 +21,7 @@ cdef class Dependencies:
         object ready             # OrderedDict: account -> deque of (Flight, seq, failed id or None) that may begin
         Py_ssize_t swept         # entries of `awaited` taken off or looked at in this iteration
         Py_ssize_t begun         # packets that were started, or failed, since then
+        int64_t spent            # ns that they took
         Py_ssize_t walked        # packets that waited for one that has ended, since the last were counted
         bint starting
 
@@ -31,12 +32,15 @@ cdef class Dependencies:
     cdef int stop(self, Flight flight, Way way) except -1
     # A packet has ended: those that wait for it go on, or fail.
     cdef int ended(self, int32_t number, bytes packet_id, bint success, Way way, int64_t now) except -1
+    # A flight that is held is to be handled here: now, or when there is time, by turns of the accounts.
+    cdef int begin_here(self, Way way, Flight flight, int64_t now) except -1
     # Starts, or fails, what is ready: so many until `begin_turn` is called again.
     cdef int go_on(self, Way way, int64_t now) except -1
     # The loop has had a turn; and goes on with what `stop` has put off.
     cdef int begin_turn(self) except -1
     cdef int sweep(self, Way way) except -1
     # -- private
+    cdef bint _may_begin(self) noexcept
     # Does anything that is needed wait, in turn, for this packet? 1: yes; -1: too many to tell.
     cdef int _in_cycle(self, int32_t number, bytes packet_id, set needs) except? -2
     cdef int _walk(self, Way way) except -1

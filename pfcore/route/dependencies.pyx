@@ -6,6 +6,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t
 
+from pfcore.memory.clock cimport monotonic_ns as pf_monotonic_ns
 from pfcore.route.flights cimport Flight, FlightState
 from pfcore.route.ledger cimport Ledger, Outcome
 from pfcore.route.table cimport FlightTable
@@ -20,6 +21,7 @@ cdef enum:
     RETRY_AFTER_MS = 100
     SWEEP = 4096                 # entries of lists that are taken off before the loop has another turn: some 1 ms
     AT_ONCE = 256                # flights that start before the loop has another turn
+    SLICE = 1000000              # ns that they may take, one at least: what was held is read again, and may be large
 
 
 @cython.final
@@ -137,14 +139,38 @@ cdef class Dependencies:
         turn.append((flight, flight.seq, failed))
         return 0
 
+    cdef bint _may_begin(self) noexcept:
+        return self.begun == 0 or (self.begun < AT_ONCE and self.spent < SLICE)
+
+    cdef int begin_here(self, Way way, Flight flight, int64_t now) except -1:
+        cdef int64_t began
+        if self.starting:
+            return way.run_here(flight, now)  # it is its turn
+        if self.ready or not self._may_begin():
+            flight.state = FlightState.WAITING
+            self._note_ready(flight, None)
+            return way.arm_at(now)
+        self.begun += 1
+        began = pf_monotonic_ns()
+        self.starting = True
+        try:
+            way.run_here(flight, now)
+        finally:
+            self.starting = False
+            self.spent += pf_monotonic_ns() - began
+            way.arm_at(now)  # the next turn's begin there, and the count
+        return 0
+
     cdef int go_on(self, Way way, int64_t now) except -1:
         """A loop, not a recursion: a chain of dependencies may be long. The accounts take turns, a packet each."""
         cdef Flight flight
+        cdef int64_t began
         if self.starting:
             return 0
         self.starting = True
         try:
-            while self.ready and self.begun < AT_ONCE:
+            while self.ready and self._may_begin():
+                began = pf_monotonic_ns()
                 self.begun += 1
                 account = next(iter(self.ready))
                 turn = self.ready[account]
@@ -156,9 +182,10 @@ cdef class Dependencies:
                 if flight.seq != seq or flight.state != FlightState.WAITING:
                     continue
                 if failed is None:
-                    way.launch(flight, None, now)
+                    way.launch_again(flight, now)
                 else:
                     _has_failed(way, flight, failed.decode("utf-8", "replace"), now)
+                self.spent += pf_monotonic_ns() - began
         finally:
             self.starting = False
             if self.ready:
@@ -188,6 +215,7 @@ cdef class Dependencies:
 
     cdef int begin_turn(self) except -1:
         self.begun = 0
+        self.spent = 0
         return 0
 
     cdef int sweep(self, Way way) except -1:

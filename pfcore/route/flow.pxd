@@ -77,17 +77,16 @@ cdef class Flow(Way):
     cdef int _refuse_packet(self, Engine engine, FrameReader reader, object code, object message,
                             object details) except -1
     cdef bint _here(self, Route route, Member origin) except -1
-    cdef int _retries_of(self, FrameReader reader) noexcept
     cdef int _pay_back(self, list attached) except -1
     cdef int _attach(self, Flight flight, Member member, int64_t seq) except -1
     cdef int _write_refusal(self, Member member, int64_t seq, Flight flight) except -1
     # -- on
     cdef int _leave_target(self, Flight flight) except -1
     cdef int _next(self, Flight flight, int64_t now) except -1
+    cdef int _broken(self, Flight flight, int64_t seq, object error) except -1
     cdef int _give_work(self, Member member, int64_t now) except -1
     cdef int _catch_up(self, int64_t now) except -1
     # -- out
-    cdef object _code_of(self, FrameReader reader)
     cdef int _expire(self, Flight flight, int64_t now) except -1
     cdef int _write_now(self, Engine engine) noexcept
     cdef int _flush_dirty(self) except -1

@@ -11,7 +11,7 @@ from pfcore.memory.buffers cimport OP_TEXT, OutputBuffer
 from pfcore.memory.bytes_ops cimport pf_fingerprint
 from pfcore.memory.heap cimport PriorityHeap
 from pfcore.memory.ids cimport ID_LENGTH, hash_key, write_id
-from pfcore.route.choose cimport another, choose, routing_key
+from pfcore.route.choose cimport another, choose, retries_of, routing_key
 from pfcore.route.directory cimport Directory
 from pfcore.route.flights cimport REFUSALS, Asked, Flight, FlightState, Member, Principal, Route
 from pfcore.route.ledger cimport Ledger, Outcome
@@ -20,16 +20,15 @@ from pfcore.route.queues cimport Queues
 from pfcore.route.way cimport Way
 from pfcore.wire.reader cimport (
     F_DEPENDENCIES,
-    F_ERROR,
     F_METADATA,
+    MAX_METADATA,
     FrameReader,
     Text,
-    decode_span,
-    find_key,
+    error_code,
     group_code,
     text_to_str,
 )
-from pfcore.wire.scan cimport Kind, Span, span_to_int64
+from pfcore.wire.scan cimport Kind
 from pfcore.wire.terms cimport DEFAULT_TIMEOUT_MS, GROUP_ED, MILLISECOND, W_PAYLOAD, W_SUBMIT, W_TIMEOUT
 from pfcore.wire.writer cimport (
     encode_error,
@@ -47,7 +46,6 @@ from pfcore.wire import codes
 __all__ = ["Flow"]
 
 cdef enum:
-    MAX_RETRIES = 100
     STRIKES = 3                  # deadlines missed in a row until a reactor that announces nothing is passed over
     MAX_ATTACHED = 64            # submits of one packet that wait for its one answer
     ATTACHED_BYTES = 128         # what each of them takes
@@ -55,6 +53,7 @@ cdef enum:
     AT_ONCE = 256                # flights that expire before the loop has another turn
     CAUGHT_UP = 16               # reactors with many elements that are looked through in one go
     RETRY_AFTER_MS = 100
+    METADATA_MAY_GROW = 8192     # bytes: less stays within the bound, however it is written (by a factor of 4.5)
 
 # ns after the start in which reactors may still be on their way: what is safe to send again waits for them
 cdef int64_t STARTING = 10000000000
@@ -85,7 +84,7 @@ cdef class Flow(Way):
             element = text_to_str(reader.element.p, reader.element.n, True)
             alias = directory.aliases.get(f"{group}:{element}")
             if not self.newcomers.some() and alias is None and not (
-                    self.now - self.started < STARTING and self._retries_of(reader) > 0) \
+                    self.now - self.started < STARTING and retries_of(reader) > 0) \
                     and f"{group}:{element}" not in directory.gone:
                 # nobody could have it: such elements are not worth remembering
                 if not directory.permit(f"{group}:{element}")[0] >> principal.role & 1:
@@ -192,6 +191,7 @@ cdef class Flow(Way):
         cdef bint clash
         cdef Ledger ledger
         cdef Account account
+        cdef Py_ssize_t length
         self.now = now
         if member is None:
             return engine.refuse(reader, "PF503", "this link is closing", None)
@@ -235,6 +235,13 @@ cdef class Flow(Way):
                 engine, reader, "PF429", f"{engine.window} packets of this connection are under way, the most that may",
                 {"retry_after_ms": RETRY_AFTER_MS})
         # all that could refuse it comes before anything has begun
+        if reader.fields[<int>F_METADATA].n > METADATA_MAY_GROW and reader.fields[<int>F_METADATA].kind == Kind.OBJECT:
+            # it may have to be written anew, and whoever reads that has the same bound: 1e9 becomes 1000000000.0
+            length = PyBytes_GET_SIZE(metadata_again(reader))
+            if length > MAX_METADATA:
+                return self._refuse_packet(
+                    engine, reader, "PF400", f"payload.metadata: {length} bytes once its numbers are written out,"
+                    f" at most {<int>MAX_METADATA} may be", None)
         account = member.account
         if not shared_room(self.table.bound, self.table.count, account.flights):
             return self._refuse_packet(
@@ -258,18 +265,6 @@ cdef class Flow(Way):
         return route.local and route.announced == 0 and not (
             route.yields and (len(self.newcomers.unlisted) > 0
                               or self.newcomers.awaits_word(route, origin, self.now)))
-
-    cdef int _retries_of(self, FrameReader reader) noexcept:
-        cdef Span span
-        cdef int64_t value
-        if reader.fields[<int>F_METADATA].kind != Kind.OBJECT or not find_key(
-                &reader.fields[<int>F_METADATA], b"retry", 5, &span):
-            return 0
-        if span.kind == Kind.TRUE_:
-            return 10
-        if span.kind == Kind.NUMBER and span_to_int64(&span, 0, MAX_RETRIES, &value) == 0:
-            return <int>value
-        return 0
 
     cdef bint attached(self, Flight flight) except -1:
         """Does another submit wait for it? Those whose links have gone do not count any more."""
@@ -320,7 +315,7 @@ cdef class Flow(Way):
         cdef bytes own_id = None
         cdef uint64_t key_hash = 0
         cdef bint has_key = routing_key(reader, route, &key_hash)
-        cdef int retries = self._retries_of(reader)
+        cdef int retries = retries_of(reader)
         if renamed:
             # another principal has a packet of the same id: the two must not meet anywhere
             own_id = PyBytes_FromStringAndSize(<const char*>packet_id, n)
@@ -379,6 +374,13 @@ cdef class Flow(Way):
             if target.queue is None:
                 target.queue = PriorityHeap()
             return self.enqueue(flight, target.queue, reader, now)
+        if some and flight.tried is not None:
+            # one that had room has refused it: at the head of the queue of all it would keep that one from the others
+            target = another(route, flight, None, self.newcomers.unlisted)
+            if target is not None:
+                if target.queue is None:
+                    target.queue = PriorityHeap()
+                return self.enqueue(flight, target.queue, reader, now)
         if some:
             return self.enqueue(flight, route.queue, reader, now)
         if (route.announced == 0 and (not route.local or route.yields) and now - flight.accepted < WAIT_FOR_ASKED
@@ -387,7 +389,7 @@ cdef class Flow(Way):
         if route.local:
             if reader is not None and not self.hold(flight, reader):
                 return 0
-            return self.local.run_held(self, flight, now)
+            return self.dependencies.begin_here(self, flight, now)
         if route.alias is not None:
             other = self._alias_of(route)
             if other is not None and other.may_submit >> flight.principal.role & 1:
@@ -469,7 +471,7 @@ cdef class Flow(Way):
     cdef int withdraw(self, Flight flight) except -1:
         """Tells the reactor that has it, where it understands."""
         cdef Member target = flight.target
-        if target.engine.peer_cancels:
+        if target is not None and not target.gone and target.engine.peer_cancels:
             target.engine.withdraw(flight.seq, self.flights.wire_id_of(flight))
             self.touch(target, target.outstanding)
         return 0
@@ -494,7 +496,7 @@ cdef class Flow(Way):
             head.home.pop()
             queues.left(head)
             if member.listed and head.route not in member.routes:
-                self.place(head, None, now)  # it was to be this one's alone, which may have it no longer
+                self.place_again(head, now)  # it was to be this one's alone, which may have it no longer
             else:
                 self.send(head, member, None, now)
         if member.unseen > 0 and queues.count > 0 and member.room(True) and not member.draining and not member.gone:
@@ -518,7 +520,7 @@ cdef class Flow(Way):
             flight.tried = []
         flight.tried.append(refusing)
         self._leave_target(flight)
-        self.place(flight, None, now)
+        self.place_again(flight, now)
         return self.pump(refusing, now)
 
     # ---------------------------------------------------------------- answers
@@ -536,7 +538,7 @@ cdef class Flow(Way):
         self.now = now
         # first all that makes an object
         if not reader.success:
-            code = self._code_of(reader)
+            code = error_code(reader)
         if slot >= 0 and ((<Flight>table.entries[slot].waiter).target is not member
                           or table.entries[slot].id_length != reader.id.n
                           or not _same(table.id_of(slot), reader.id.p, reader.id.n)):
@@ -568,7 +570,7 @@ cdef class Flow(Way):
                     return True
             elif flight.retries > 0 and flight.held != NULL and code in _TRY_AGAIN:
                 # it never ran there; if there is another, that one may
-                if another(flight.route, flight, member, self.newcomers.unlisted):
+                if another(flight.route, flight, member, self.newcomers.unlisted) is not None:
                     self._next(flight, now)
                     return True
         elif member.strikes is not None:
@@ -599,14 +601,6 @@ cdef class Flow(Way):
         if self.queues.count > 0:
             self.pump(member, now)
         return True
-
-    cdef object _code_of(self, FrameReader reader):
-        """The code of an answer that is an error; the reader has seen to it that it is a short string or absent."""
-        cdef Span span
-        if reader.fields[<int>F_ERROR].kind != Kind.OBJECT or not find_key(
-                &reader.fields[<int>F_ERROR], b"code", 4, &span) or span.kind != Kind.STRING:
-            return None
-        return decode_span(&span, None)
 
     cdef bint refuse(self, Engine engine, FrameReader reader, object code, object message, object details) except -1:
         cdef int32_t slot = self.table.find_seq(reader.seq)
@@ -771,6 +765,8 @@ cdef class Flow(Way):
         target = flight.target
         if flight.state == FlightState.SENT:
             self.withdraw(flight)
+        elif flight.state == FlightState.LOCAL:
+            return self.local.withdraw(self, flight)
         self.forget(flight)
         if target is not None:
             self.pump(target, engine.now)
@@ -787,8 +783,40 @@ cdef class Flow(Way):
         if self._here(flight.route, flight.origin):
             if reader is not None and not self.hold(flight, reader):
                 return 0
-            return self.local.run_held(self, flight, now)
+            return self.dependencies.begin_here(self, flight, now)
         return self.place(flight, reader, now)
+
+    cdef int launch_again(self, Flight flight, int64_t now) except -1:
+        cdef int64_t seq = flight.seq
+        try:
+            return self.launch(flight, None, now)
+        except Exception as error:
+            return self._broken(flight, seq, error)
+
+    cdef int place_again(self, Flight flight, int64_t now) except -1:
+        cdef int64_t seq = flight.seq
+        try:
+            return self.place(flight, None, now)
+        except Exception as error:
+            return self._broken(flight, seq, error)
+
+    cdef int run_here(self, Flight flight, int64_t now) except -1:
+        cdef int64_t seq = flight.seq
+        try:
+            return self.local.run_held(self, flight, now)
+        except Exception as error:
+            return self._broken(flight, seq, error)
+
+    cdef int _broken(self, Flight flight, int64_t seq, object error) except -1:
+        """What must not happen did, to one packet: it ends, and whoever's doing set it off goes on."""
+        if flight.seq != seq or flight.slot < 0 or (flight.state == FlightState.LOCAL and flight.job is not None):
+            return 0  # it has ended, or goes on with its handler
+        self.dependencies.stop(flight, self)
+        self.queues.leave(flight)
+        self._leave_target(flight)
+        flight.state = FlightState.WAITING
+        return self.fail(flight, "PF500", f"the gateway could not move this packet on: {type(error).__name__}", None,
+                         self.now)
 
     # ---------------------------------------------------------------- time
 
@@ -832,9 +860,10 @@ cdef class Flow(Way):
         cdef Member target = flight.target
         cdef Route route = flight.route
         if flight.state == FlightState.WAITING:
+            if flight.needs is None:
+                return self.fail(flight, "PF408", f"the deadline passed before its turn came ({route.key})", None, now)
             self.dependencies.stop(flight, self)
-            self.fail(flight, "PF424", "what this packet depends on did not end before the deadline", None, now)
-            return 0
+            return self.fail(flight, "PF424", "what this packet depends on did not end before the deadline", None, now)
         if flight.state == FlightState.QUEUED:
             self.queues.leave(flight)
             self.fail(flight, "PF408", f"the deadline passed while the packet waited for a reactor with room"
@@ -846,7 +875,7 @@ cdef class Flow(Way):
             self.give_back(flight)
             return 0
         self.withdraw(flight)
-        if not target.listed:
+        if target is not None and not target.listed:
             if target.strikes is None:
                 target.strikes = {}
             strikes = target.strikes.get(route.hash, 0) + 1
@@ -856,4 +885,4 @@ cdef class Flow(Way):
                 target.note_refusal(route.hash)
         self._leave_target(flight)
         self.fail(flight, "PF408", f"no answer came before the deadline ({route.key})", None, now)
-        return self.pump(target, now)
+        return self.pump(target, now) if target is not None else 0

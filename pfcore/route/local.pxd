@@ -48,6 +48,8 @@ cdef class Local:
                       const unsigned char* payload, Py_ssize_t length) except -1
     # A job of the dispatcher's is wanted no more, or its link has gone.
     cdef int drop(self, Way way, Engine engine, object job, int why) except -1
+    # It is with a handler of ours, and wanted no more: an engine of our own keeps its job.
+    cdef int withdraw(self, Way way, Flight flight) except -1
     # The deadline of a flight of state LOCAL has come.
     cdef int expire(self, Way way, Flight flight) except -1
     # -- private

@@ -17,11 +17,12 @@ from pfcore.work.dispatch cimport Dispatcher
 from pfcore.work.worker cimport Job
 
 from pfcore.link.pending import PendingFull
-from pfcore.wire.codes import NEVER_RAN
+from pfcore.wire.codes import NEVER_RAN, REFUSALS
 
 __all__ = ["Local"]
 
 cdef frozenset _NEVER_RAN = NEVER_RAN
+cdef frozenset _REFUSALS = REFUSALS
 
 
 cdef inline Arrival arrival_of(FrameReader reader, int64_t now) noexcept:
@@ -87,11 +88,12 @@ cdef class Local:
 
     cdef int run_held(self, Way way, Flight flight, int64_t now) except -1:
         cdef Member origin = flight.origin if flight.origin is not None and not flight.origin.gone else None
-        cdef Engine engine = origin.engine if origin is not None else self.inner
+        # what was lost once must not be refused as if it had never begun: the engine of its own peer would say that
+        cdef Engine engine = origin.engine if origin is not None and not flight.lost else self.inner
         cdef int64_t seq = flight.seq
         cdef FrameReader reader
         # on the gateway's own side packets of all principals meet: there it has the id that nobody else has
-        cdef bytes packet_id = self.flights.id_of(flight) if origin is not None else self.flights.wire_id_of(flight)
+        cdef bytes packet_id = self.flights.wire_id_of(flight) if engine is self.inner else self.flights.id_of(flight)
         cdef bytes own_id = flight.own_id
         cdef Job job = None
         cdef Arrival arrival
@@ -147,6 +149,9 @@ cdef class Local:
             flight = <Flight><object>(<Arrival*>incoming).flight
         if flight is None or flight.state != FlightState.LOCAL or flight.engine is not engine:
             return 0
+        way.now = now
+        if flight.lost and not incoming.ran and code in _REFUSALS:
+            return way.fail(flight, code, "it was not begun again", None, now)
         # the engine itself has written the answer to its own peer
         own = PyBytes_FromStringAndSize(<const char*>payload, length)
         p = <const unsigned char*>PyBytes_AS_STRING(own)
@@ -200,6 +205,16 @@ cdef class Local:
         if why != DropReason.EXPIRED:
             way.forget(flight)
         return self.dispatcher.drop(engine, job, why)
+
+    cdef int withdraw(self, Way way, Flight flight) except -1:
+        cdef Engine engine = flight.engine
+        cdef Job job = flight.job
+        cdef int32_t slot = engine.inbound.find_seq(job.number) if engine is not None and job is not None else -1
+        way.forget(flight)
+        if slot >= 0:
+            engine.inbound.take_slot(slot)
+            self.dispatcher.drop(engine, job, DropReason.CANCELLED_BY_PEER)
+        return 0
 
     cdef int expire(self, Way way, Flight flight) except -1:
         """The engine that keeps the job has answered, or does so this moment."""

@@ -109,7 +109,7 @@ cdef class Membership:
             moved += 1
             if target is None or not eligible(target, flight.route, flight) or (
                     target.listed and flight.route not in target.routes):
-                way.place(flight, None, way.now)
+                way.place_again(flight, way.now)
             elif target.room(flight.route.group == GROUP_ED):
                 way.send(flight, target, None, way.now)
             else:
@@ -160,7 +160,7 @@ cdef class Membership:
             most -= 1
             flight = <Flight>member.queue.pop()
             self.queues.left(flight)
-            way.place(flight, None, way.now)
+            way.place_again(flight, way.now)
         if most <= 0:
             return 0
         member.queue = None
@@ -199,7 +199,7 @@ cdef class Membership:
         if flight.retries > 0:
             flight.retries -= 1
             self.retried += 1
-            return way.place(flight, None, way.now)
+            return way.place_again(flight, way.now)
         return way.fail(flight, "PF502",
                         "the connection of the reactor that handled it was lost; it may have run or not", None,
                         way.now)

@@ -7,6 +7,7 @@ from libc.stdint cimport int64_t
 
 from pfcore.link.engine cimport EngineState
 from pfcore.memory.buffers cimport OP_TEXT, OutputBuffer
+from pfcore.memory.clock cimport monotonic_ns as pf_monotonic_ns
 from pfcore.memory.heap cimport PriorityHeap
 from pfcore.memory.ids cimport ID_LENGTH, write_id
 from pfcore.route.flights cimport Asked, Flight, FlightState, Member, Principal, Route
@@ -21,6 +22,7 @@ __all__ = ["Newcomers"]
 
 cdef enum:
     LOOK_AGAIN = 128             # packets that waited for an answer, and are tried again in one go
+    SLICE = 1000000              # ns that this may take
     MAX_DOUBTS = 4               # links that did not answer a question, until nobody waits for the next
 
 cdef int64_t DOUBTING = 60000000000      # ns for which those are remembered
@@ -36,7 +38,7 @@ cdef class Newcomers:
         self.unlisted = []
         self.unasked = OrderedDict()
         self.asked = OrderedDict()
-        self.curious = PriorityHeap()
+        self.curious = queues.curious
         # a number that no link has: who is asked knows the question's id, and must not meet it by that
         self.asking = Principal("gateway", -1, 63)
         self.question = Route.__new__(Route)
@@ -182,17 +184,17 @@ cdef class Newcomers:
         return way.arm_at(way.now) if self.looking > 0 else 0
 
     cdef int _place_some(self, Way way) except -1:
-        """So many of them in an iteration of the loop."""
+        """So many of them in an iteration of the loop; who waits on is looked at after all others."""
         cdef Flight flight
-        cdef list waiting = []
-        cdef int64_t when
-        while self.looking > 0 and self.curious.live() > 0 and len(waiting) < LOOK_AGAIN:
+        cdef int64_t when, began = pf_monotonic_ns()
+        cdef int placed = 0
+        while self.looking > 0 and self.curious.live() > 0 and placed < LOOK_AGAIN and (
+                pf_monotonic_ns() - began < SLICE):
+            placed += 1
             self.looking -= 1
             flight = <Flight>self.curious.pop()
             self.queues.left(flight)
-            waiting.append(flight)
-        for flight in waiting:
-            way.place(flight, None, way.now)
+            way.place_again(flight, way.now)
         if self.curious.live() == 0:
             self.looking = 0
         elif self.looking > 0:

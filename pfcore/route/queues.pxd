@@ -8,6 +8,7 @@ cdef class Queues:
         readonly Py_ssize_t count    # flights that wait
         readonly Py_ssize_t most     # that may wait for one element or reactor
         list routes              # those whose queue is not empty; Route.queued_at is the place
+        PriorityHeap curious     # of those that wait for a word of links which announce nothing, in order of arrival
         dict behind              # Member -> None: has room, and more elements than were looked at
 
     # Is there room for one more of this account's in this queue?

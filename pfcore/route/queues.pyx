@@ -22,6 +22,7 @@ cdef class Queues:
         self.set_most(most)
         self.routes = []
         self.behind = {}
+        self.curious = PriorityHeap()
 
     def set_most(self, Py_ssize_t most):
         """Packets that may wait in one of them."""
@@ -34,7 +35,8 @@ cdef class Queues:
 
     cdef int enter(self, Flight flight, PriorityHeap heap) except -1:
         cdef Route route = flight.route
-        flight.entry = heap.push(flight, flight.priority)
+        # nobody's priority keeps another's from being looked at
+        flight.entry = heap.push(flight, flight.priority if heap is not self.curious else 0)
         flight.home = heap
         flight.state = FlightState.QUEUED
         flight.account.queued += 1

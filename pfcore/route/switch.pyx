@@ -114,8 +114,24 @@ cdef class Switch(Flow):
         self.outcomes.principals = max(count, 1)
 
     def forget_principal(self, Principal principal not None):
-        """It is no more: what was remembered of it goes."""
+        """It is no more: what was remembered of it goes, and what goes on for it without a link ends."""
+        cdef int32_t slot
+        cdef Flight flight
+        for slot in range(self.table.used):
+            if self.table.entries[slot].seq == 0:
+                continue
+            flight = <Flight>self.table.entries[slot].waiter
+            # its links see to what they have submitted
+            if flight.principal is not principal or (flight.origin is not None and not flight.origin.gone):
+                continue
+            if flight.state == FlightState.LOCAL:
+                self.local.withdraw(self, flight)
+            else:
+                if flight.state == FlightState.SENT:
+                    self.withdraw(flight)
+                self.forget(flight)
         self.outcomes.forget(principal)
+        self._flush_dirty()
 
     # ---------------------------------------------------------------- life
 
@@ -263,7 +279,7 @@ cdef class Switch(Flow):
                 if flight.needs is not None:
                     self.dependencies.stop(flight, self)
                 self.queues.leave(flight)
-                if flight.state == FlightState.SENT and not flight.target.gone:
+                if flight.state == FlightState.SENT:
                     self.withdraw(flight)
                 self._leave_target(flight)
                 if began:

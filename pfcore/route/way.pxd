@@ -24,6 +24,11 @@ cdef class Way(Sink):
                       uint32_t tag, int64_t now)
     # The flight is handled here, or looks for its reactor. `reader`: the packet, where it is not held yet.
     cdef int launch(self, Flight flight, FrameReader reader, int64_t now) except -1
+    # The same for one that is held, and for which nobody stands who could be told what goes wrong: it ends in that.
+    cdef int launch_again(self, Flight flight, int64_t now) except -1
+    cdef int place_again(self, Flight flight, int64_t now) except -1
+    # It is handled here, now.
+    cdef int run_here(self, Flight flight, int64_t now) except -1
     # The one outcome of a flight: to who waits for it, into the ledger, to who depends on it. `answered`: the
     # engine has written it to its submitter.
     cdef int end(self, Flight flight, const unsigned char* payload, Py_ssize_t length, bint success, object code,

@@ -22,6 +22,15 @@ cdef class Way(Sink):
     cdef int launch(self, Flight flight, FrameReader reader, int64_t now) except -1:
         raise NotImplementedError
 
+    cdef int launch_again(self, Flight flight, int64_t now) except -1:
+        raise NotImplementedError
+
+    cdef int place_again(self, Flight flight, int64_t now) except -1:
+        raise NotImplementedError
+
+    cdef int run_here(self, Flight flight, int64_t now) except -1:
+        raise NotImplementedError
+
     cdef int end(self, Flight flight, const unsigned char* payload, Py_ssize_t length, bint success, object code,
                  bint answered, int64_t now) except -1:
         raise NotImplementedError

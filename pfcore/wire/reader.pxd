@@ -133,3 +133,6 @@ cdef int group_index(const unsigned char* p, Py_ssize_t n) noexcept nogil   # -1
 cdef str group_code(int index)
 cdef bint valid_element(const unsigned char* p, Py_ssize_t n) noexcept nogil
 cdef bint valid_version(const unsigned char* p, Py_ssize_t n) noexcept nogil
+
+# The code of a result that is an error; None where it has none. The reader has seen to it that it is a short string.
+cdef object error_code(FrameReader reader)

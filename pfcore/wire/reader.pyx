@@ -873,3 +873,11 @@ cdef object decode_span(const Span* span, object decoder):
         span_to_int64(span, -999999999999999999, 999999999999999999, &number)
         return PyLong_FromLongLong(number)
     return _decode(PyBytes_FromStringAndSize(<const char*>span.p, span.n))
+
+
+cdef object error_code(FrameReader reader):
+    cdef Span span
+    if reader.fields[<int>F_ERROR].kind != Kind.OBJECT or not find_key(
+            &reader.fields[<int>F_ERROR], b"code", 4, &span) or span.kind != Kind.STRING:
+        return None
+    return decode_span(&span, None)

@@ -44,6 +44,7 @@ cdef class Dispatcher(WorkerHost):
         readonly Py_ssize_t max_queue    # jobs that may wait
         Py_ssize_t max_queue_bytes
         readonly Py_ssize_t running  # suspended handlers, but for unbounded ones
+        readonly Py_ssize_t events   # of them, those of ed: they take no share of `concurrency`
         readonly Py_ssize_t waiting  # suspended handlers that are unbounded
         readonly Py_ssize_t max_waiting
         Py_ssize_t queue_bytes

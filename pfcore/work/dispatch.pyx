@@ -127,6 +127,7 @@ cdef class Dispatcher(WorkerHost):
             self.max_queue = max_queue
         if concurrency is not None:
             self.concurrency = concurrency
+            self.blocked = False
             if self.loop is not None:
                 self._schedule()
 
@@ -285,7 +286,8 @@ cdef class Dispatcher(WorkerHost):
                     return self._enqueue(engine, reader, incoming, handler, data, packet, caller, &claim, now)
             elif handler.group == GROUP_ED and handler.limit == 0:
                 # at once; but even events have a bound, and not inside somebody's task
-                if self.running >= self.concurrency + self.max_queue or self._inside_task():
+                if not shared_room(self.concurrency + self.max_queue, self.running,
+                                   engine.account.runs if engine.account is not None else 0) or self._inside_task():
                     return self._enqueue(engine, reader, incoming, handler, data, packet, caller, &claim, now)
             else:
                 lane = self._claim(handler, reader, &claim)
@@ -449,13 +451,14 @@ cdef class Dispatcher(WorkerHost):
 
     cdef bint _may_run(self, Account account) noexcept:
         """May one more handler of this account be suspended?"""
-        return shared_room(self.concurrency, self.running, account.runs if account is not None else 0)
+        return shared_room(self.concurrency, self.running - self.events, account.runs if account is not None else 0)
 
     cdef int _schedule(self) except -1:
         """Queued jobs get a turn in the loop's next iteration, if there is room for one."""
         if not self.scheduled and (self.unbounded_queue.count > 0 or self.unbounded_used > 0 or self.spent > 0
                                    or self.cancelled > 0
-                                   or (self.running < self.concurrency and self.queue.count > 0 and not self.blocked)):
+                                   or (self.running - self.events < self.concurrency and self.queue.count > 0
+                                       and not self.blocked)):
             self.scheduled = True
             self.later(self.run_queue)
         return 0
@@ -480,11 +483,11 @@ cdef class Dispatcher(WorkerHost):
     cdef int _run_some(self, FairQueue queue, int64_t now, int64_t end) except -1:
         cdef Job job
         cdef int64_t began
-        while now < end and (queue is self.unbounded_queue or self.running < self.concurrency):
+        while now < end and (queue is self.unbounded_queue or self.running - self.events < self.concurrency):
             if queue is self.unbounded_queue:
                 job = <Job>queue.pop(1 << 40, 0)
             else:
-                job = <Job>queue.pop(self.concurrency, self.running)
+                job = <Job>queue.pop(self.concurrency, self.running - self.events)
             if job is None:
                 # what is left belongs to accounts that have their share of handlers: until one of those ends
                 self.blocked = queue is self.queue and queue.count > 0
@@ -612,6 +615,7 @@ cdef class Dispatcher(WorkerHost):
                 self._used_free(now)
             else:
                 self.running += 1
+                self.events += handler.group == GROUP_ED
                 if job.account is not None:
                     job.account.runs += 1
             worker.go_on(job, inner, value)
@@ -724,6 +728,7 @@ cdef class Dispatcher(WorkerHost):
         cdef int64_t took = (now - started) // MILLISECOND
         cdef str code = "PF500"
         cdef object message, details = None
+        cdef bint ran
         self.failed += 1
         engine.now = now
         if isinstance(error, PacketFlowError):
@@ -744,10 +749,12 @@ cdef class Dispatcher(WorkerHost):
                     message = type(error).__name__
             else:
                 message = "the handler failed"
+        # a standard element has run where something that it set off has
+        ran = not handler.unbounded or getattr(error, "began", False) is True
         if job is None:
-            incoming.ran = not handler.unbounded
+            incoming.ran = ran
             return engine.respond_error(incoming, code, message, details, took)
-        engine.finish_error(job.number, job.seq, code, message, details, took, not handler.unbounded)
+        engine.finish_error(job.number, job.seq, code, message, details, took, ran)
         return 0
 
     cdef int _tell_error(self, Engine engine, Handler handler, Incoming* incoming, Job job,
@@ -794,6 +801,7 @@ cdef class Dispatcher(WorkerHost):
                     job.account.waits -= 1
             else:
                 self.running -= 1
+                self.events -= job.handler.group == GROUP_ED
                 if job.account is not None:
                     job.account.runs -= 1
             self._leave_lane(job)

@@ -31,7 +31,7 @@ def store(time: Loop) -> Store:
 
 
 def watched_in(store: Store, time: Loop, names: int = 16) -> Watched:
-    return Watched(store, Lines(time.loop), Alarms(time.loop), run, names, 10_000)
+    return Watched(store, Lines(time.loop, Alarms(time.loop)), Alarms(time.loop), run, names, 10_000)
 
 
 def test_a_pattern_is_kept_for_a_while_after_it_was_last_watched(store: Store, time: Loop) -> None:

@@ -15,7 +15,8 @@ ONE_LOOP = "asyncio"
 
 @pytest.fixture
 async def lines() -> Lines:
-    return Lines(asyncio.get_running_loop())
+    loop = asyncio.get_running_loop()
+    return Lines(loop, Alarms(loop))
 
 
 async def nothing() -> None:

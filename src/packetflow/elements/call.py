@@ -22,7 +22,7 @@ from packetflow.state import Session, Store
 from pfcore.link.reply import Reply
 from pfcore.memory.budget import Account
 from pfcore.route.flights import Member, Principal
-from pfcore.wire.codes import TRY_AGAIN
+from pfcore.wire.codes import REFUSALS
 
 if TYPE_CHECKING:
     from packetflow.elements.bounds import Bounds
@@ -394,13 +394,13 @@ class Call:
         try:
             result: Result = await reply
         except PacketFlowError as error:
-            if error.code in TRY_AGAIN:
+            if error.code in REFUSALS:
                 self.begun -= 1
             raise
         finally:
             self.runtime.nests.pop(packet.id, None)
         if not result.ok:
-            if (result.error or {}).get("code") in TRY_AGAIN:
+            if (result.error or {}).get("code") in REFUSALS:
                 self.begun -= 1
         elif len(result.data) > LARGE:
             await self.turn()  # as in `step`
@@ -422,7 +422,7 @@ class Call:
             try:
                 result = await reply
             except PacketFlowError as error:
-                if error.code in TRY_AGAIN:
+                if error.code in REFUSALS:
                     self.begun -= 1
                 raise
             finally:
@@ -436,7 +436,7 @@ class Call:
                 await self.turn()
             return found
         failed = result.error or {}
-        if failed.get("code") in TRY_AGAIN:
+        if failed.get("code") in REFUSALS:
             self.begun -= 1
         raise step_failed(step, place, failed.get("code", "PF500"), failed.get("message", ""), failed.get("details"))
 

@@ -109,11 +109,12 @@ async def signal(call: Call, request: Signal) -> Any:
     payload = msgspec.Raw(bytes(request.payload))
     watched = call.runtime.watched
     watched.check_room("event", name, len(payload), call.stored)
-    delivered = await watched.note("event", name, {"event": name, "payload": payload}, len(payload), call.stored)
     groups = _Reactions.of(call).match(name)
+    # what can be refused is refused before anybody has been told
+    call.hold((len(payload) if groups else 0) + 100 * len(groups))
+    delivered = await watched.note("event", name, {"event": name, "payload": payload}, len(payload), call.stored)
     if not groups:
         return {"delivered": delivered}
-    call.hold(len(payload) + 100 * len(groups))
     count = sum([len(group.reactions) for group in groups])
     event = event_of(name, payload)
     context = {"event": event, "input": event, "prev": event, "results": {}}

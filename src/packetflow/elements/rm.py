@@ -146,13 +146,13 @@ async def lock(call: Call, request: Lock) -> Any:
         raise InvalidPacket("expected key, or lease to renew")
     left = math.inf
     if request.step is not None:
+        call.check_steps(1)  # what can be refused is refused before it has the lock
         # the lock must outlive its step, and needs not outlive its packet
         left = max(1, call.remaining_ms()) / 1000
         ttl = left if request.ttl_ms is None else min(ttl, left)
     lease = await _acquire(call, check_name("key", request.key), ttl, request.wait_ms)
     if request.step is None:
         return {"lease": lease.id, "expires_at": lease.expires_at, "fence": lease.note.fence}
-    call.check_steps(1)
     context = {"input": None, "prev": None, "results": {}, "fence": lease.note.fence}
     running = lease.note.running = asyncio.ensure_future(call.step(request.step, context, 0))
     try:

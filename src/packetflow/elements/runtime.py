@@ -93,7 +93,7 @@ class Runtime:
         self.orphans = orphans or Account("links that have gone", ORPHANS)
         """Pays for packets of anonymous links that had gone before they began."""
         self.store: Store = store(self.alarms, self.bounds)
-        self.lines = Lines(loop, self.bounds.waiters)
+        self.lines = Lines(loop, self.alarms, self.bounds.waiters)
         self.leases = Leases(self.alarms, self.in_turn)
         self.watched = Watched(
             self.store, self.lines, self.alarms, self.spawn, self.bounds.names, 4 * self.bounds.value
@@ -145,6 +145,7 @@ class Runtime:
             except StoreFull as error:
                 raise full(error) from None
         except PacketFlowError as error:
+            error.began = call.begun > 0  # type: ignore[attr-defined] # its outcome is remembered, whatever its code
             if error.code in TRY_AGAIN and call.begun > 0:
                 # something of it has run: nobody may take this for a packet that was not begun
                 raise exception_for("PF502", error.message, {**(error.details or {}), "code": error.code}) from None

@@ -88,6 +88,9 @@ class _Progress:
         """It was given out, and may be again when it is due."""
         if item not in self.pending:
             self._order.append(item)
+            if len(self._order) > 2 * len(self.pending) + 64:
+                # one that is never acknowledged must not keep all the others
+                self._order = deque([one for one in self._order if one in self.pending or one == item])
         self.pending[item] = (deliveries, due)
         if len(self._due) > 2 * len(self.pending) + 64:
             self._due = [(when, one) for one, (_, when) in self.pending.items()]

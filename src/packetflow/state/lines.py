@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import TypeVar
 
 from packetflow.errors import Overloaded, Unavailable
+from packetflow.state.alarms import Alarms
 from packetflow.state.sessions import Session
 
 __all__ = ["Lines"]
@@ -17,12 +18,19 @@ T = TypeVar("T")
 
 
 class _Place:
-    __slots__ = ("number", "priority", "turn")
+    __slots__ = ("expired", "number", "priority", "turn")
 
     def __init__(self, priority: int, number: int, turn: asyncio.Future[None]) -> None:
         self.priority = priority
         self.number = number
         self.turn = turn
+        self.expired = False
+
+    def expire(self) -> None:
+        """Its time is over."""
+        self.expired = True
+        if not self.turn.done():
+            self.turn.set_result(None)
 
     def __lt__(self, other: _Place) -> bool:
         return (-self.priority, self.number) < (-other.priority, other.number)
@@ -31,8 +39,9 @@ class _Place:
 class Lines:
     """The lines of all names. `max_waiters`: of one name (default 10,000), `Overloaded` past it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, max_waiters: int = 10_000) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, alarms: Alarms, max_waiters: int = 10_000) -> None:
         self._loop = loop
+        self._alarms = alarms
         self._max_waiters = max_waiters
         self._lines: dict[tuple[str, Hashable], list[_Place]] = {}
         self._numbers = itertools.count()
@@ -83,18 +92,22 @@ class Lines:
         bisect.insort(line, place)
         if holder is not None and task is not None:
             holder.hold(held, lambda: _cancel(task))
+        # not a timeout of asyncio's: ten thousand that wait for one thing would all be cancelled in one iteration
+        alarm = self._alarms.at(until, place.expire)
         try:
-            async with asyncio.timeout_at(until):
-                while True:
-                    if line[0] is place:
-                        found = await attempt()
-                        if found is not None:
-                            return found
-                    if self._closed and not place.turn.done():
-                        raise Unavailable("the gateway is stopping")  # it was woken just before, for nothing
-                    await place.turn
-                    place.turn = self._loop.create_future()
+            while True:
+                if line[0] is place:
+                    found = await attempt()
+                    if found is not None:
+                        return found
+                if self._closed and not place.turn.done():
+                    raise Unavailable("the gateway is stopping")  # it was woken just before, for nothing
+                if place.expired:
+                    raise TimeoutError
+                await place.turn
+                place.turn = self._loop.create_future()
         finally:
+            alarm.cancel()
             if holder is not None:
                 holder.let_go(held)
             del line[bisect.bisect_left(line, place)]
