@@ -320,7 +320,7 @@ def _check_awaited(Switch switch, list wrong):
         wrong.append(f"{len(switch.membership.leaving)} that have gone have flights, and nobody will end them")
     if not all(switch.dependencies.ready.values()):
         wrong.append("an account of which nothing is ready has a turn all the same")
-    if switch.newcomers.looking > 0 and switch.armed < 0:
+    if switch.newcomers.looking > 0 and switch.newcomers.curious.live() > 0 and switch.armed < 0:
         wrong.append(f"{switch.newcomers.looking} that were to look again will not")
     if switch.dependencies.unwanted and switch.armed < 0:
         wrong.append(f"{len(switch.dependencies.unwanted)} entries that nobody needs are not taken off")

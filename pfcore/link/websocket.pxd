@@ -55,7 +55,6 @@ cdef class Link(WSListener):
     cdef int deliver(self, const unsigned char* p, Py_ssize_t n, bint text) except -1
 
     cdef int _attach(self, WSTransport transport) except -1
-    cdef int _end(self) except -1
     cdef int _part(self) except -1
     cdef object submitted(self, object reply)
     cdef int _count_unsent(self) except -1

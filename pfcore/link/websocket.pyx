@@ -202,15 +202,13 @@ cdef class Link(WSListener):
         self.to_end = True
         if self.sharing is None:
             self._end()
-        elif not self.sharing.end(self._end_in_turn) and self.engine.fatal == 0:
+        elif not self.sharing.end(self._end) and self.engine.fatal == 0:
             self.engine.fatal = CLOSE_ABNORMAL  # until then it is given nothing more
 
-    def _end_in_turn(self):
-        if self.to_end:  # `detach` has not done it meanwhile
-            self._end()
-
-    cdef int _end(self) except -1:
+    def _end(self):
         """What follows from a connection that has gone."""
+        if not self.to_end:
+            return  # `detach` has done it meanwhile
         self.to_end = False
         self.old = None
         reason = f": {self.close_reason}" if self.close_reason else ""
@@ -223,7 +221,6 @@ cdef class Link(WSListener):
         self.arm()
         if self.engine.state == EngineState.CLOSED:
             self._part()
-        return 0
 
     cdef int _part(self) except -1:
         """For good: link and engine know each other no more, or only the garbage collector would end them."""
@@ -310,8 +307,7 @@ cdef class Link(WSListener):
     cdef int _resume_reading(self) except -1:
         self.tcp.resume_reading()
         if self.reread is not None:
-            # what TLS had read before the pause is looked at with the next bytes only: there may be none
-            # (aiofastnet's _read_ready returns where the socket has nothing)
+            # what TLS had read before is looked at with the next bytes only: aiofastnet returns where there are none
             self.loop.call_soon(self._read_again)
         return 0
 

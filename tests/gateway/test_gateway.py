@@ -309,11 +309,11 @@ async def test_a_silent_peer_is_pinged_and_then_cut() -> None:
 
 
 async def test_a_peer_that_answers_pings_stays() -> None:
-    async with Gateway("ws://127.0.0.1:0/packetflow/v1", silence=0.05) as gateway:
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1", silence=0.3) as gateway:
         peer = await Peer.connect(gateway.endpoint)
         pings = 0
         async with asyncio.timeout(10):
-            while pings < 5:
+            while pings < 3:
                 opcode, payload = await peer.frame()
                 if opcode == 9:
                     pings += 1
