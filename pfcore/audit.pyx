@@ -12,7 +12,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from pfcore.link.engine cimport Engine, EngineState
 from pfcore.link.pending cimport LEVELS, TICK_BITS, WHEEL_SLOTS, Entry, PendingTable
 from pfcore.link.reply cimport Reply, ReplyState
-from pfcore.memory.budget cimport Account, Budget
+from pfcore.memory.budget cimport LITTLE, Account, Budget
 from pfcore.memory.heap cimport HeapEntry, PriorityHeap
 from pfcore.route.directory cimport ANNOUNCED_BYTES, ROUTE_BYTES
 from pfcore.route.flights cimport Asked, Flight, FlightState, Member, Route
@@ -633,7 +633,7 @@ def _check_accounts(list accounts, list wrong):
     """Nobody owes bytes, and a budget has what its accounts have."""
     cdef Account account
     cdef Budget budget
-    cdef dict sums = {}
+    cdef dict sums = {}, littles = {}
     for account in accounts:
         if account.held < 0:
             wrong.append(f"{account!r} holds {account.held} bytes")
@@ -642,9 +642,12 @@ def _check_accounts(list accounts, list wrong):
                          f" {account.jobs} jobs, {account.waits} wait, {account.runs} run")
         if account.budget is not None:
             sums[account.budget] = sums.get(account.budget, 0) + account.held
+            littles[account.budget] = littles.get(account.budget, 0) + (account.held if account.held <= LITTLE else 0)
     for budget, total in sums.items():
         if budget.held < total:
             wrong.append(f"{budget!r}: its accounts hold {total} bytes")
+        if not littles[budget] <= budget.little <= budget.held:
+            wrong.append(f"{budget!r}: {littles[budget]} are held by those who hold little, it says {budget.little}")
 
 
 # ---------------------------------------------------------------- all of it

@@ -8,7 +8,9 @@
 # judged as switches with a shared buffer do (dynamic thresholds): an account may
 # grow while it holds no more than what is still free. So one that takes all it
 # can ends with half, n of them with 1/(n+1) each, and there is always something
-# left for who holds little: who holds most is refused first.
+# left for who holds little: who holds most is refused first. What was taken and
+# can no longer be refused may pass the limit, so beyond it there is an eighth more
+# that only those have who hold little, by the same rule, whatever the others hold.
 
 from libc.stdint cimport int64_t
 
@@ -19,6 +21,7 @@ cdef class Budget:
     cdef:
         readonly int64_t limit       # bytes
         readonly int64_t held        # bytes, the sum of the accounts'
+        int64_t little               # of them, those of accounts that hold little
         readonly int64_t peak        # the most that was ever held
         readonly str key             # the setting's name, for messages
 
@@ -51,15 +54,19 @@ cdef class Account:
             return False
         if self.budget is None:
             return True
-        # what is counted once it is held may pass the limit: then there is an eighth more, for who holds little
-        if self.held + n <= LITTLE:
-            return n <= self.budget.limit + (self.budget.limit >> 3) - self.budget.held
+        if self.held + n <= LITTLE and self.held + n <= (self.budget.limit >> 3) - self.budget.little:
+            return True
         return n <= self.budget.limit - self.budget.held and self.held + n <= self.budget.limit - self.budget.held
 
     # What was taken, or can no longer be refused: counted, whatever the limits say. Negative: given back.
     cdef inline void settle(self, int64_t n) noexcept:
+        cdef int64_t before = self.held
         self.held += n
         if self.budget is not None:
+            if before <= LITTLE:
+                self.budget.little -= before
+            if self.held <= LITTLE:
+                self.budget.little += self.held
             self.budget.held += n
             if self.budget.held > self.budget.peak:
                 self.budget.peak = self.budget.held
