@@ -18,7 +18,7 @@ import packetflow
 from packetflow import Gateway, Reactor
 from packetflow.conformance.wire import Peer, frame
 from pfcore.link.engine import Engine
-from tests.helpers import server_context
+from tests.helpers import server_context, until
 
 PACKET = {"version": "1.0", "id": "a", "group": "df", "element": "echo", "data": 1, "priority": 5}
 
@@ -484,3 +484,25 @@ async def test_a_window_that_cannot_be_changes_nothing(hub: Gateway, window: int
     async with Reactor(hub.endpoint) as reactor:
         hub.register("df", "echo", lambda data: data)
         assert await reactor.call("df", "echo", 1) == 1
+
+
+async def test_a_message_in_pieces_is_paid_for_until_it_is_whole(hub: Gateway) -> None:
+    held = hub.view.budgets.held
+    peer = await Peer.connect(hub.endpoint)
+    await peer.send(b" " * 300_000, fin=False)
+    await until(lambda: held.held >= 300_000)
+    await peer.send(b"", opcode=0)
+    await until(lambda: held.held < 300_000)
+    await peer.send(b" " * 300_000, fin=False)
+    await until(lambda: held.held >= 300_000)
+    peer.close()
+    await until(lambda: held.held < 10_000)
+
+
+async def test_messages_in_pieces_are_cut_at_the_budget() -> None:
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1", max_principal_bytes=200_000) as gateway:
+        peer = await Peer.connect(gateway.endpoint)
+        await peer.send(b" " * 100_000, fin=False)
+        await peer.send(b" " * 100_000, opcode=0, fin=False)
+        async with asyncio.timeout(10):
+            assert await peer.close_code() == 1008

@@ -63,3 +63,25 @@ async def test_once_they_are_closed_nobody_waits(lines: Lines) -> None:
     for waiting in (first, second, waits(lines, nothing)):
         with pytest.raises(Unavailable):
             await waiting
+
+
+async def test_waits_that_end_together_all_end_and_whoever_comes_then_finds_no_line(lines: Lines) -> None:
+    loop = asyncio.get_running_loop()
+    until = loop.time() + 0.01
+    many = [asyncio.ensure_future(lines.wait("lock", "k", nothing, priority=5, until=until)) for _ in range(3000)]
+    ended = await asyncio.gather(*many, return_exceptions=True)
+    assert {type(one) for one in ended} == {TimeoutError}
+    assert lines.waiting("lock", "k") == 0
+
+
+async def test_who_is_woken_as_his_time_ends_is_asked_once_more(lines: Lines) -> None:
+    found: list[str] = []
+
+    async def attempt() -> str | None:
+        return found[0] if found else None
+
+    loop = asyncio.get_running_loop()
+    waiting = asyncio.ensure_future(lines.wait("lock", "k", attempt, priority=5, until=loop.time() + 0.01))
+    await asyncio.sleep(0)
+    loop.call_at(loop.time() + 0.01, found.append, "it")
+    assert await waiting == "it"
