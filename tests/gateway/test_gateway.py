@@ -486,23 +486,29 @@ async def test_a_window_that_cannot_be_changes_nothing(hub: Gateway, window: int
         assert await reactor.call("df", "echo", 1) == 1
 
 
+async def in_pieces(peer: Peer, count: int) -> None:
+    """Pieces of a message that has no end, each so small that the buffer it is read into costs nothing."""
+    for number in range(count):
+        await peer.send(b" " * 10_000, opcode=1 if number == 0 else 0, fin=False)
+
+
 async def test_a_message_in_pieces_is_paid_for_until_it_is_whole(hub: Gateway) -> None:
     held = hub.view.budgets.held
     peer = await Peer.connect(hub.endpoint)
-    await peer.send(b" " * 300_000, fin=False)
-    await until(lambda: held.held >= 300_000)
+    await in_pieces(peer, 20)
+    await until(lambda: held.held >= 200_000)
     await peer.send(b"", opcode=0)
-    await until(lambda: held.held < 300_000)
-    await peer.send(b" " * 300_000, fin=False)
-    await until(lambda: held.held >= 300_000)
+    await until(lambda: held.held < 100_000)
+    await in_pieces(peer, 20)
+    await until(lambda: held.held >= 200_000)
     peer.close()
-    await until(lambda: held.held < 10_000)
+    await until(lambda: held.held < 100_000)
 
 
 async def test_messages_in_pieces_are_cut_at_the_budget() -> None:
-    async with Gateway("ws://127.0.0.1:0/packetflow/v1", max_principal_bytes=200_000) as gateway:
+    async with Gateway("ws://127.0.0.1:0/packetflow/v1", max_principal_bytes=100_000) as gateway:
         peer = await Peer.connect(gateway.endpoint)
-        await peer.send(b" " * 100_000, fin=False)
-        await peer.send(b" " * 100_000, opcode=0, fin=False)
+        await in_pieces(peer, 15)
         async with asyncio.timeout(10):
             assert await peer.close_code() == 1008
+        peer.close()
