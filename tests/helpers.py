@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from packetflow import Gateway, Identity, PacketFlowError, Role
+from packetflow.elements.turns import SLICE
 from packetflow.gateway import hash_token, new_token
 
 TOKENS = {name: new_token() for name in ("client", "worker", "admin", "limited")}
@@ -138,6 +139,17 @@ async def get(gateway: Gateway, path: str, headers: dict[str, str] | None = None
                 return error.code, error.read().decode()
 
     return await asyncio.to_thread(fetch_now)
+
+
+class Slow:
+    """A clock on which every piece of work takes a whole slice: whoever takes turns does one in an iteration."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += SLICE
+        return self.now
 
 
 async def refused(waiting: Any) -> PacketFlowError:

@@ -12,7 +12,8 @@ import pytest
 from packetflow import Gateway, Reactor
 from packetflow.elements import Bounds, reduce, ref, step, streams, transform
 from packetflow.elements.streams import MAX_DELIVERIES
-from tests.helpers import refused, until
+from packetflow.elements.turns import SLICE, Turns
+from tests.helpers import Slow, refused, until
 
 
 async def consume(client: Reactor, stream: str, **more: Any) -> list[dict[str, Any]]:
@@ -326,6 +327,35 @@ async def test_a_long_stream_that_is_done_with_is_dropped(hub: Gateway, client: 
     await client.call("df", "consume", {"stream": "s", "max": 0, "ack": [item["id"] for item in taken["items"]]})
     assert hub.view.runtime() is not None
     assert (await hub.view.runtime().store.extent("stream", "s"))[0] == 0
+
+
+async def test_ten_thousand_items_are_given_out_in_turns(hub: Gateway, client: Reactor) -> None:
+    await client.stream("s").produce(*range(10_000))
+    elements = hub.view.runtime()
+    assert elements is not None
+    clock = Slow()
+    elements.turns = Turns(asyncio.get_running_loop(), clock)
+    items = await consume(client, "s", max=10_000)
+    assert [item["data"] for item in items] == list(range(10_000))
+    assert clock.now >= 10_000 / streams.PIECE * SLICE
+
+
+async def test_what_was_given_out_before_a_cancel_comes_again(hub: Gateway, client: Reactor) -> None:
+    await client.stream("s").produce(*range(10_000))
+    elements = hub.view.runtime()
+    assert elements is not None
+    elements.turns = Turns(asyncio.get_running_loop(), Slow())
+    readers = elements.rooms["readers"]
+    first = asyncio.ensure_future(consume(client, "s", max=10_000, redeliver_after_ms=1))
+    await until(lambda: any(len(one.pending) > 1000 for one in readers.known.values()))
+    first.cancel()
+    got: dict[int, Any] = {}
+    while len(got) < 10_000:
+        for item in await consume(client, "s", max=10_000, redeliver_after_ms=60_000):
+            assert item["id"] not in got
+            got[item["id"]] = item
+    assert sorted(item["data"] for item in got.values()) == list(range(10_000))
+    assert {item["deliveries"] for item in got.values()} == {1, 2}
 
 
 async def test_so_many_consumer_names_read_a_stream(client: Reactor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
-from packetflow import Access, Forbidden, Gateway, Identity, Packet, Reactor, Role
-from packetflow.elements import gather, seq, step
+from packetflow import Access, Forbidden, Gateway, Identity, Packet, PacketFlowError, Reactor, Role
+from packetflow.elements import call, gather, seq, step
+from packetflow.elements.call import step_failed
+from packetflow.elements.turns import SLICE, Turns
 from packetflow.gateway import hash_token, inside
-from tests.helpers import Stays, refused, until
+from pfcore.memory.budget import Account
+from tests.helpers import Slow, Stays, refused, until
 
 ECHO = step("df", "echo", 1)
 
@@ -121,6 +124,60 @@ async def test_large_results_of_steps_that_come_together_are_taken_a_few_at_a_ti
         left.append(len(elements.nests))
     assert max(before - after for before, after in itertools.pairwise(left)) <= 6
     assert [answer[0] for answer in await asyncio.gather(*sequences)] == [str(n % 10) for n in range(24)]
+
+
+async def test_workflows_whose_steps_fail_together_end_in_their_turns(
+    hub: Gateway, client: Reactor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each lets go of all of its steps then."""
+    release = asyncio.Event()
+
+    async def fails(data: int) -> None:
+        await release.wait()
+        raise ValueError("not so")
+
+    ended = [0]
+
+    def failed(*about: Any) -> PacketFlowError:
+        ended[-1] += 1
+        return step_failed(*about)
+
+    monkeypatch.setattr(call, "step_failed", failed)
+    hub.register("df", "fails", fails)
+    elements = hub.view.runtime()
+    assert elements is not None
+    sequences = [asyncio.ensure_future(refused(ask(client, seq(step("df", "fails", n))))) for n in range(24)]
+    await until(lambda: len(elements.nests) == 24)
+    elements.turns = Turns(asyncio.get_running_loop(), Slow())
+    release.set()
+    while sum(ended) < 24:
+        ended.append(0)
+        await asyncio.sleep(0)
+    assert max(ended) <= 2
+    assert {error.code for error in await asyncio.gather(*sequences)} == {"PF500"}
+
+
+async def test_what_nobody_waits_for_is_done_in_turns(hub: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+    elements = hub.view.runtime()
+    assert elements is not None
+    now = [0.0]
+    elements.turns = Turns(asyncio.get_running_loop(), lambda: now[0])
+    done = [0]
+
+    async def piece(fails: bool) -> None:
+        done[-1] += 1
+        now[0] += SLICE
+        if fails:
+            raise LookupError("nothing there")
+
+    for n in range(50):
+        elements.in_turn(lambda fails=n == 7: piece(fails), Account("one", 1))  # type: ignore[misc]
+        elements.in_turn(lambda: piece(False), None)
+    while sum(done) < 100:
+        done.append(0)
+        await asyncio.sleep(0)
+    assert max(done) <= 2
+    assert [record.message for record in caplog.records] == ["a background task of the elements failed"]
 
 
 @pytest.mark.parametrize("packet", [seq(step("df", "stays")), gather(step("df", "stays"))], ids=["seq", "gather"])

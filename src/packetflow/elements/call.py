@@ -396,14 +396,16 @@ class Call:
         except PacketFlowError as error:
             if error.code in REFUSALS:
                 self.begun -= 1
+            await self.turn()  # as in `step`
             raise
         finally:
             self.runtime.nests.pop(packet.id, None)
         if not result.ok:
             if (result.error or {}).get("code") in REFUSALS:
                 self.begun -= 1
-        elif len(result.data) > LARGE:
             await self.turn()  # as in `step`
+        elif len(result.data) > LARGE:
+            await self.turn()
         return result
 
     async def step(self, step: Step, context: Mapping[str, Any] | None, place: int | str) -> msgspec.Raw:
@@ -428,6 +430,7 @@ class Call:
             finally:
                 self.runtime.nests.pop(packet.id, None)
         except PacketFlowError as error:
+            await self.turn()  # as below
             raise step_failed(step, place, error.code, error.message, error.details) from None
         if result.ok:
             found: msgspec.Raw = result.data
@@ -438,6 +441,8 @@ class Call:
         failed = result.error or {}
         if failed.get("code") in REFUSALS:
             self.begun -= 1
+        # past a budget many fail together, and each lets go of all its steps when it ends
+        await self.turn()
         raise step_failed(step, place, failed.get("code", "PF500"), failed.get("message", ""), failed.get("details"))
 
 

@@ -121,7 +121,9 @@ async def sync(call: Call, request: Sync) -> Any:
     try:
         await call.update(BARRIERS, name, join, ttl=_idle)
     except asyncio.CancelledError:
-        call.runtime.spawn(_break(call, name, generation, "PF502"))  # nobody knows whether it has come
+        call.runtime.in_turn(
+            lambda: _break(call, name, generation, "PF502"), call.account
+        )  # nobody knows whether it has come
         raise
     key = key_of(name, str(generation))
     if len(everyone) == request.parties:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -104,6 +105,7 @@ class Runtime:
         self.gateway = gateway
         self.nests: dict[str, Nest] = {}
         self.tasks: set[asyncio.Task[Any]] = set()
+        self._later: dict[Account, deque[Callable[[], Any]]] = {}  # what is to be done when their turns come
         self.rooms: dict[str, Any] = {}
         """What a group's module keeps for itself, by its name."""
         for kind, line in WAITED_FOR.items():
@@ -161,8 +163,25 @@ class Runtime:
         self.leases.end_principal(principal.number)
 
     def in_turn(self, coroutine: Callable[[], Any], account: Account | None) -> None:
-        """Runs what nobody waits for when it is that account's turn."""
-        self.turns.when(account or self.orphans, lambda: self.spawn(coroutine()))
+        """Runs what nobody waits for when it is that account's turn: one after another, each measured as its work."""
+        account = account or self.orphans
+        waiting = self._later.get(account)
+        if waiting is None:
+            waiting = self._later[account] = deque()
+            self.spawn(self._one_by_one(account, waiting))
+        waiting.append(coroutine)
+
+    async def _one_by_one(self, account: Account, waiting: deque[Callable[[], Any]]) -> None:
+        # not a task each: what a task does is no longer within the turn that began it
+        try:
+            while waiting:
+                await self.turns.next(account)
+                try:
+                    await waiting.popleft()()
+                except Exception:
+                    log.exception("a background task of the elements failed")
+        finally:
+            del self._later[account]
 
     def spawn(self, coroutine: Any) -> asyncio.Task[Any]:
         """Runs what nobody waits for; its failure is logged."""

@@ -26,7 +26,9 @@ MAX_CONSUMERS = 1000
 MAX_PENDING = 10_000
 """Items that a consumer name may have and not have acknowledged; it gets nothing new before."""
 MAX_TAKEN = MAX_CONSUMED
-"""Items of one answer: nothing else happens while they are taken."""
+"""Items of one answer: nothing else happens to the consumer name while they are taken."""
+PIECE = 256
+"""Items taken, or told to the store, in one piece of work."""
 AGAIN = 25
 """So many times the work of a new item is one that is due again, and once more where it is one of the dead now."""
 PREPAID = 16
@@ -77,13 +79,6 @@ class _Progress:
             progress.give(item, deliveries, now + left / 1000)
         return progress
 
-    def saved(self, now: float) -> _Saved:
-        """What the store is told."""
-        pending = [
-            (item, deliveries, max(0, round((due - now) * 1000))) for item, (deliveries, due) in self.pending.items()
-        ]
-        return _Saved(self.cursor, pending)
-
     def give(self, item: int, deliveries: int, due: float) -> None:
         """It was given out, and may be again when it is due."""
         if item not in self.pending:
@@ -92,15 +87,19 @@ class _Progress:
                 # one that is never acknowledged must not keep all the others
                 self._order = deque([one for one in self._order if one in self.pending or one == item])
         self.pending[item] = (deliveries, due)
-        if len(self._due) > 2 * len(self.pending) + 64:
-            self._due = [(when, one) for one, (_, when) in self.pending.items()]
-            heapq.heapify(self._due)
-        else:
-            heapq.heappush(self._due, (due, item))
+        heapq.heappush(self._due, (due, item))
+        self._compact()
 
     def done(self, item: int) -> None:
         """It was acknowledged, or is gone."""
         self.pending.pop(item, None)
+        self._compact()
+
+    def _compact(self) -> None:
+        """Those that are due no more are not left for who asks next, ten thousand at once."""
+        if len(self._due) > 2 * len(self.pending) + 64:
+            self._due = [(when, one) for one, (_, when) in self.pending.items()]
+            heapq.heapify(self._due)
 
     def floor(self) -> int:
         """Everything up to this id is done with."""
@@ -195,16 +194,32 @@ class _Reader:
             except VersionMismatch:
                 _lose(readers, self.key, progress)
             return
-        readers.changed[self.key] = self.call.stored
-        if not readers.saving:
-            _save_later(self.call, readers)
+        self.keep_later()
+
+    def keep_later(self) -> None:
+        """It has changed: the store is told soon."""
+        self.readers.changed[self.key] = self.call.stored
+        if not self.readers.saving:
+            _save_later(self.call, self.readers)
+
+
+async def _saved(call: Call, progress: _Progress) -> _Saved:
+    """What the store is told. Whoever asks has the progress's turn, or nobody else knows it yet."""
+    now = call.runtime.alarms.now()
+    pending = []
+    for place, (item, (deliveries, due)) in enumerate(progress.pending.items()):
+        if place % PIECE == PIECE - 1:
+            await call.turn()
+        pending.append((item, deliveries, max(0, round((due - now) * 1000))))
+    return _Saved(progress.cursor, pending)
 
 
 async def _put(call: Call, key: str, progress: _Progress, owner: Account | None, must: bool) -> None:
+    saved = await _saved(call, progress)
     entry = await call.store.put(
         CONSUMERS.name,
         key,
-        CONSUMERS.encode(progress.saved(call.runtime.alarms.now())),
+        CONSUMERS.encode(saved),
         version=progress.version,
         size=progress.size,
         owner=owner,
@@ -365,7 +380,13 @@ async def _take(reader: _Reader, request: Consume) -> list[dict[str, Any]]:
     """Items for a caller: those that are due again, then new ones."""
     progress = await reader.progress()
     async with progress.turn:
-        items, buried = await _give_out(reader, progress, request)
+        try:
+            items, buried = await _give_out(reader, progress, request)
+        except asyncio.CancelledError:
+            # what was given out already comes again when it is due
+            reader.keep_later()
+            _set_alarm(reader, progress)
+            raise
     if buried:
         await _trim(reader.call, reader.readers, reader.stream)
     return items
@@ -386,8 +407,11 @@ async def _give_out(reader: _Reader, progress: _Progress, request: Consume) -> t
     items: list[dict[str, Any]] = []
     room = call.bounds.value * 3 // 4  # bytes of an answer
     buried = changed = False
-    work = 0  # nothing else may happen to the consumer name meanwhile, so this is one piece: it has to be short
+    work = piece = 0  # nothing else may happen to the consumer name meanwhile, so it has to be short
     while work < MAX_TAKEN:
+        if work - piece >= PIECE:
+            piece = work
+            await call.turn()
         first = progress.next_due()
         if first is None or first[0] > now or len(items) >= request.max or room <= 0:
             break
@@ -413,6 +437,7 @@ async def _give_out(reader: _Reader, progress: _Progress, request: Consume) -> t
         room -= len(data) + 60
     fresh = min(fresh, request.max - len(items), MAX_TAKEN - work)
     while fresh > 0 and room > 0:
+        await call.turn()
         found = await call.store.read("stream", stream, progress.cursor, min(100, fresh))
         if not found:
             break

@@ -186,10 +186,11 @@ class Access:
     def __post_init__(self) -> None:
         if len(self.roles) > 60:
             raise ValueError(f"roles: expected at most 60, found {len(self.roles)}")
-        names = [identity.name for identity in self.identities]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"principals: the name {name!r} stands there twice")
+        names: set[str] = set()
+        for identity in self.identities:
+            if identity.name in names:
+                raise ValueError(f"principals: the name {identity.name!r} stands there twice")
+            names.add(identity.name)
         for identity in self.identities:
             if identity.role not in self.roles:
                 raise ValueError(
@@ -225,6 +226,16 @@ class Access:
             handle |= role.may_handle(group, element) << bit
             replace |= role.may_replace(group, element) << bit
         return submit, handle, replace
+
+    def masks_of_group(self, group: str, bits: Mapping[str, int]) -> tuple[int, int, int] | None:
+        """`masks` of a group's elements where they are the same for each; None where a pattern names some of them."""
+        roles = [*self.roles.values(), *([self.anonymous] if self.anonymous is not None else [])]
+        for role in roles:
+            for pattern in (*role.submit, *role.handle, *role.replace):
+                wanted, _, element = pattern.partition(":")
+                if wanted in ("*", group) and element != "*":
+                    return None
+        return self.masks(f"{group}:x", bits)
 
     def identify(self, headers: Any, certificate: Any) -> Identity | None:
         """Who this is, None for anonymous; raises PermissionError with what to tell them."""

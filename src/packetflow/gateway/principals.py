@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 
 from packetflow.gateway.access import FIRST_ROLE, LAST_ROLE, NOBODY_ROLE, Access, Budgets, Identity, Role
+from packetflow.model import GROUPS
 from pfcore.route.flights import Principal
 
 __all__ = ["Principals"]
@@ -34,6 +35,7 @@ class Principals:
         self._free = deque(range(FIRST_ROLE, LAST_ROLE + 1))
         self._roles: dict[int, Role] = {}
         self._access = access
+        self._of_groups: dict[str, tuple[int, int, int]] = {}
         self.anonymous = Principal("anonymous", ANONYMOUS_NUMBER, NOBODY_ROLE, stored=budgets.store("anonymous"))
         self.named: dict[str, Principal] = {}
         self.change(access)
@@ -55,6 +57,7 @@ class Principals:
         roles = {bits[name]: role for name, role in access.roles.items()}
         if access.anonymous is not None:
             roles[0] = access.anonymous
+        of_groups = {group: masks for group in GROUPS if (masks := access.masks_of_group(group, bits)) is not None}
         numbered = self._numbered
         named: dict[str, Principal] = {}
         changes: list[tuple[Principal, int, float, float]] = []
@@ -76,7 +79,7 @@ class Principals:
         for principal in gone:
             principal.role = NOBODY_ROLE
         self._access, self._bits, self._free, self._roles = access, bits, free, roles
-        self._numbered, self.named = numbered, named
+        self._numbered, self.named, self._of_groups = numbered, named, of_groups
         return gone
 
     def of(self, identity: Identity | None) -> Principal:
@@ -90,7 +93,9 @@ class Principals:
 
     def masks(self, key: str) -> tuple[int, int, int]:
         """Which roles may submit, handle and replace an element: a bit for each."""
-        return self._access.masks(key, self._bits)
+        # a heartbeat may announce a thousand elements: where the patterns are of whole groups, each is one look
+        masks = self._of_groups.get(key[:2]) if key[2:3] == ":" else None
+        return masks if masks is not None else self._access.masks(key, self._bits)
 
     def may_handle(self, principal: Principal, key: str) -> bool:
         """May its reactors handle this ``group:element``?"""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_left, bisect_right, insort
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import repeat
+from typing import cast
 
 from packetflow.state.alarms import Alarm, Alarms
 from packetflow.state.patterns import Patterns
@@ -22,7 +23,7 @@ log = logging.getLogger("packetflow.state")
 NAME_BYTES = 640
 """What a name takes besides its text and value, bytes: entry, slot, its places in tables, an alarm."""
 LOG_BYTES = 1100
-"""What a log takes besides its items: the first block of its queue, its places in tables."""
+"""What a log takes besides its items: its list, its places in tables."""
 ITEM_BYTES = 180
 """What an item of a log takes besides what its writer counts."""
 
@@ -42,12 +43,67 @@ class _Log:
     __slots__ = ("bytes", "cost", "dropped", "items", "owner", "rolling")
 
     def __init__(self, owner: Account | None, cost: int, rolling: bool) -> None:
-        self.items: deque[tuple[int, bytes, int, Account | None]] = deque()
+        self.items = _Items()
         self.bytes = 0
         self.dropped = 0
         self.owner = owner  # who pays for the name
         self.cost = cost
         self.rolling = rolling  # its oldest items leave at its bounds
+
+
+Item = tuple[int, bytes, int, Account | None]
+"""Its version, value, cost, and who pays."""
+
+
+class _Items:
+    """Items in the order of their versions: new ones at the end, old ones go from the front, any can be read at once.
+
+    A deque is quick at its ends only: to read in the middle of a hundred thousand took as many steps.
+    """
+
+    __slots__ = ("_all", "_start")
+
+    def __init__(self) -> None:
+        self._all: list[Item | None] = []
+        self._start = 0  # what is before it has gone
+
+    def __len__(self) -> int:
+        return len(self._all) - self._start
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self.slice(0, len(self)))
+
+    @property
+    def first(self) -> Item:
+        """The oldest; there is one."""
+        return cast(Item, self._all[self._start])
+
+    @property
+    def last(self) -> Item:
+        """The newest; there is one."""
+        return cast(Item, self._all[-1])
+
+    def extend(self, items: Iterable[Item]) -> None:
+        """These, which are newer."""
+        self._all.extend(items)
+
+    def pop_first(self) -> Item:
+        """Takes the oldest away; there is one."""
+        item = cast(Item, self._all[self._start])
+        self._all[self._start] = None
+        self._start += 1
+        if self._start >= 64 and 2 * self._start >= len(self._all):
+            del self._all[: self._start]
+            self._start = 0
+        return item
+
+    def after(self, version: int) -> int:
+        """The place of the first that is newer than this."""
+        return bisect_right(self._all, version, self._start, key=lambda item: cast(Item, item)[0]) - self._start
+
+    def slice(self, place: int, end: int) -> list[Item]:
+        """Those from a place on, up to another."""
+        return cast("list[Item]", self._all[self._start + place : self._start + end])
 
 
 class _Sorted:
@@ -411,22 +467,15 @@ class MemoryStore:
     async def read(self, kind: str, name: str, after: int, limit: int) -> list[tuple[int, bytes]]:
         log = self._find(kind, name)
         found: list[tuple[int, bytes]] = []
-        if log is None or not log.items or log.items[-1][0] <= after:
+        if log is None or not log.items or log.items.last[0] <= after:
             return found
-        place = 0 if log.items[0][0] > after else _bisect_log(log.items, after)
-        end = min(len(log.items), place + limit)
-        # a deque is quick at its ends only: rotate to the place, not past every item
-        if place < 64:
-            return [(item[0], item[1]) for item in _slice(log.items, place, end)]
-        log.items.rotate(-place)
-        found = [(item[0], item[1]) for item in _slice(log.items, 0, end - place)]
-        log.items.rotate(place)
-        return found
+        place = log.items.after(after)
+        return [(item[0], item[1]) for item in log.items.slice(place, place + limit)]
 
     async def trim(self, kind: str, name: str, through: int, limit: int | None = None) -> int:
         log = self._find(kind, name)
         count = 0
-        while log is not None and log.items and log.items[0][0] <= through and count != limit:
+        while log is not None and log.items and log.items.first[0] <= through and count != limit:
             self._drop_first(log)
             count += 1
         if count:
@@ -449,7 +498,7 @@ class MemoryStore:
         return logs.get(name) if logs is not None else None
 
     def _drop_first(self, log: _Log) -> None:
-        item, _, size, owner = log.items.popleft()
+        item, _, size, owner = log.items.pop_first()
         log.bytes -= size
         log.dropped = item
         if owner is not None:
@@ -482,20 +531,3 @@ class MemoryStore:
                     watch.callback(change)
                 except Exception:
                     log.exception("one who watches the store failed")
-
-
-def _bisect_log(items: deque[tuple[int, bytes, int, Account | None]], after: int) -> int:
-    low, high = 0, len(items)
-    while low < high:
-        middle = (low + high) // 2
-        if items[middle][0] <= after:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-def _slice(
-    items: deque[tuple[int, bytes, int, Account | None]], start: int, end: int
-) -> list[tuple[int, bytes, int, Account | None]]:
-    return [items[place] for place in range(start, end)]
