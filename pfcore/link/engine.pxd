@@ -223,6 +223,6 @@ cdef class Engine(Canceller):
     cdef int _send_error(self, int64_t seq, bytes packet_id, object code, object message) except -1
     cdef int _die(self, int close_code, object reason) except -1
     cdef int _overflow(self, object error) except -1
-    cdef int _fail_sent(self, object code, object message, bint waiting_too) except -1
+    cdef bint _fail_sent(self, object code, object message, bint waiting_too, Py_ssize_t most) except -1
     cdef int _drop_inbound(self) except -1
     cdef int _expire_inbound(self, int32_t slot) except -1

@@ -60,6 +60,7 @@ cdef enum:
     STRIKES = 100                # refused frames without a packet between two heartbeats
     EXPIRED_AT_ONCE = 128        # packets of a peer whose deadline is found to have passed in one look
     MOST_WINDOW = 1073741824     # packets that a peer may announce to take at once; more is as much as this
+    END_AT_ONCE = 512            # submits that end together with a link, some 2 ms
     CLOSE_POLICY = 1008
     CLOSE_GOING_AWAY = 1001
 
@@ -189,18 +190,21 @@ cdef class Engine(Canceller):
         self.was_lost = True
         self.now = now
         self.out.release()
-        self._fail_sent("PF502", message, False)
+        # a gateway's link never comes back: what is left of thousands ends as `close` is called again
+        self._fail_sent("PF502", message, False, <Py_ssize_t>1 << 60 if self.sink is None else END_AT_ONCE)
         self._drop_inbound()
         self.earliest = -1
 
-    def close(self, str code, str message):
-        """For good: every submit that is left fails with `code`."""
-        if self.state == EngineState.CLOSED:
-            return
-        self.state = EngineState.CLOSED
-        self.out.release()
-        self._fail_sent(code, message, True)
-        self._drop_inbound()
+    def close(self, str code, str message, bint all=True):
+        """For good: every submit that is left fails with `code`, or without `all` so many that others get on meanwhile.
+
+        Have all of them? Else it is to be called again.
+        """
+        if self.state != EngineState.CLOSED:
+            self.state = EngineState.CLOSED
+            self.out.release()
+            self._drop_inbound()
+        return self._fail_sent(code, message, True, <Py_ssize_t>1 << 60 if all else END_AT_ONCE)
 
     @property
     def state_name(self):
@@ -242,8 +246,8 @@ cdef class Engine(Canceller):
         self.window = window
         self.announce(self.capabilities)
 
-    cdef int _fail_sent(self, object code, object message, bint waiting_too) except -1:
-        """Ends every submit that was sent, or every submit."""
+    cdef bint _fail_sent(self, object code, object message, bint waiting_too, Py_ssize_t most) except -1:
+        """Ends every submit that was sent, or every submit, but so many at most; False: there are more."""
         cdef PendingTable table = self.pending
         cdef int32_t slot
         cdef Reply reply
@@ -256,11 +260,14 @@ cdef class Engine(Canceller):
                     reply.retries -= 1
                     reply.entry = self.waiting.push((reply, reply.frame), reply.priority)
                     continue
+                if most == 0:
+                    return False
+                most -= 1
                 self._unqueue(reply)
                 table.take_slot(slot)
                 reply.fail(code, message, None)
                 self._settle(reply)
-        return 0
+        return True
 
     cdef int _unqueue(self, Reply reply) except -1:
         """Takes a submit out of whichever queue it is in."""

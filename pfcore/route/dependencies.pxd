@@ -34,6 +34,10 @@ cdef class Dependencies:
     cdef int ended(self, int32_t number, bytes packet_id, bint success, Way way, int64_t now) except -1
     # A flight that is held is to be handled here: now, or when there is time, by turns of the accounts.
     cdef int begin_here(self, Way way, Flight flight, int64_t now) except -1
+    # Is there no time for a large one just now? Then it begins, or finds its reactor, when there is.
+    cdef bint put_off(self, Way way, Flight flight, int64_t now) except -1
+    # One that was not put off took so many ns.
+    cdef int took(self, Way way, int64_t spent) except -1
     # Starts, or fails, what is ready: so many until `begin_turn` is called again.
     cdef int go_on(self, Way way, int64_t now) except -1
     # The loop has had a turn; and goes on with what `stop` has put off.

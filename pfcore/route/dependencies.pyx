@@ -146,20 +146,29 @@ cdef class Dependencies:
         cdef int64_t began
         if self.starting:
             return way.run_here(flight, now)  # it is its turn
-        if self.ready or not self._may_begin():
-            flight.state = FlightState.WAITING
-            self._note_ready(flight, None)
-            return way.arm_at(now)
-        self.begun += 1
+        if self.put_off(way, flight, now):
+            return 0
         began = pf_monotonic_ns()
         self.starting = True
         try:
             way.run_here(flight, now)
         finally:
             self.starting = False
-            self.spent += pf_monotonic_ns() - began
-            way.arm_at(now)  # the next turn's begin there, and the count
+            self.took(way, pf_monotonic_ns() - began)
         return 0
+
+    cdef bint put_off(self, Way way, Flight flight, int64_t now) except -1:
+        if self.starting or (not self.ready and self._may_begin()):
+            return False
+        flight.state = FlightState.WAITING
+        self._note_ready(flight, None)
+        way.arm_at(now)
+        return True
+
+    cdef int took(self, Way way, int64_t spent) except -1:
+        self.begun += 1
+        self.spent += spent
+        return way.arm_at(way.now)  # the next turn's begin there, and the count
 
     cdef int go_on(self, Way way, int64_t now) except -1:
         """A loop, not a recursion: a chain of dependencies may be long. The accounts take turns, a packet each."""

@@ -9,6 +9,7 @@ from pfcore.link.pending cimport PendingTable
 from pfcore.memory.budget cimport Account, shared_room
 from pfcore.memory.buffers cimport OP_TEXT, OutputBuffer
 from pfcore.memory.bytes_ops cimport pf_fingerprint
+from pfcore.memory.clock cimport monotonic_ns as pf_monotonic_ns
 from pfcore.memory.heap cimport PriorityHeap
 from pfcore.memory.ids cimport ID_LENGTH, hash_key, write_id
 from pfcore.route.choose cimport another, choose, retries_of, routing_key
@@ -47,7 +48,10 @@ __all__ = ["Flow"]
 
 cdef enum:
     STRIKES = 3                  # deadlines missed in a row until a reactor that announces nothing is passed over
-    MAX_ATTACHED = 64            # submits of one packet that wait for its one answer
+    MAX_ATTACHED = 16            # submits of one packet that wait for its one answer, which may be a megabyte for each
+    # Bytes of a packet that is sent again in its turn only: sixty refusals, or one link that goes, may be the cause of
+    # sixty megabytes.
+    LARGE_AGAIN = 32768
     ATTACHED_BYTES = 128         # what each of them takes
     FLIGHT_BYTES = 512           # what a flight takes, besides its payload
     AT_ONCE = 256                # flights that expire before the loop has another turn
@@ -795,10 +799,18 @@ cdef class Flow(Way):
 
     cdef int place_again(self, Flight flight, int64_t now) except -1:
         cdef int64_t seq = flight.seq
+        cdef int64_t began = 0
+        if flight.length >= LARGE_AGAIN:
+            if self.dependencies.put_off(self, flight, now):
+                return 0
+            began = pf_monotonic_ns()
         try:
             return self.place(flight, None, now)
         except Exception as error:
             return self._broken(flight, seq, error)
+        finally:
+            if began != 0:
+                self.dependencies.took(self, pf_monotonic_ns() - began)
 
     cdef int run_here(self, Flight flight, int64_t now) except -1:
         cdef int64_t seq = flight.seq

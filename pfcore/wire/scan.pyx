@@ -12,7 +12,7 @@ from libc.string cimport memcmp
 
 from pfcore.memory.bytes_ops cimport pf_count_separators, pf_string_run, pf_utf8_sequence
 
-__all__ = ["digits_work", "separators", "validate"]
+__all__ = ["array_length", "digits_work", "separators", "validate"]
 
 cdef enum:
     # CPython converts at most this many digits (sys.int_info); msgspec follows it.
@@ -509,6 +509,28 @@ def separators(bytes data not None):
     """How many of ``,``, ``[`` and ``{`` stand in a text: with one more, at least as many as it has values."""
     cdef const unsigned char* p = <const unsigned char*>PyBytes_AS_STRING(data)
     return pf_count_separators(p, p + PyBytes_GET_SIZE(data))
+
+
+def array_length(bytes data not None, Py_ssize_t most):
+    """Items of the array that a text of valid JSON is, ``most + 1`` where there are more; 0 for any other text."""
+    cdef const unsigned char* p = <const unsigned char*>PyBytes_AS_STRING(data)
+    cdef Cursor cursor
+    cdef Span item
+    cdef Py_ssize_t count = 0
+    begin_scan(&cursor, p, p, p + PyBytes_GET_SIZE(data), 512)
+    skip_space(&cursor)
+    if cursor.p >= cursor.end or cursor.p[0] != 0x5B:
+        return 0
+    cursor.p += 1
+    skip_space(&cursor)
+    while count <= most and scan_value(&cursor, &item) == 0:
+        count += 1
+        skip_space(&cursor)
+        if cursor.p >= cursor.end or cursor.p[0] != 0x2C:
+            break
+        cursor.p += 1
+        skip_space(&cursor)
+    return count
 
 
 cdef bint _has_long_run(const unsigned char* p, const unsigned char* end) noexcept nogil:

@@ -315,8 +315,19 @@ async def test_reducing_from_an_initial_value_or_from_nothing(client: Reactor) -
 
 
 async def test_too_many_produced_at_once(client: Reactor) -> None:
-    error = await refused(client.call("df", "produce", {"stream": "s", "items": [None] * 10_001}))
-    assert (error.code, "10,001" in error.message) == ("PF400", True)
+    for items in ([None] * 10_001, [[0, 1]] * 11_000):
+        error = await refused(client.call("df", "produce", {"stream": "s", "items": items}))
+        assert (error.code, "at most 10,000" in error.message) == ("PF400", True)
+    # values within an item are not counted
+    assert (await client.call("df", "produce", {"stream": "s", "items": [[0] * 20_000, {"a": [1] * 9000}]}))[
+        "length"
+    ] == 2
+
+
+@pytest.mark.parametrize("items", [{"a": 1}, "text", None, 7])
+async def test_what_is_produced_is_a_list(client: Reactor, items: Any) -> None:
+    error = await refused(client.call("df", "produce", {"stream": "s", "items": items}))
+    assert (error.code, error.message.startswith("items: Expected `array`")) == ("PF400", True)
 
 
 async def test_a_long_stream_that_is_done_with_is_dropped(hub: Gateway, client: Reactor) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from packetflow.elements.expressions import View
 from packetflow.errors import Forbidden, InvalidPacket, NoHandler, Overloaded, TooLarge
 from packetflow.state import StoreFull
+from pfcore.wire.scan import array_length
 
 if TYPE_CHECKING:
     from packetflow.elements.call import Call
@@ -112,6 +113,17 @@ def list_of(view: View, data: msgspec.Raw, what: str) -> list[msgspec.Raw]:
         raise InvalidPacket(f"{what}: expected a list")
     view.pay((text.count(b",") >> 2) + (len(text) >> 7))
     return _decode_list(text)
+
+
+def items_of(data: msgspec.Raw, what: str, most: int) -> list[msgspec.Raw]:
+    """The items of a list, each JSON still; more than so many are refused before there is an object for each."""
+    text = bytes(data)
+    if text.count(b",") >= most and array_length(text, most) > most:
+        raise InvalidPacket(f"{what}: expected at most {most:,} in one packet, got more")
+    try:
+        return _decode_list(text)
+    except msgspec.ValidationError as error:
+        raise InvalidPacket(f"{what}: {error}") from None
 
 
 _decode_list: Callable[[bytes], list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw]).decode

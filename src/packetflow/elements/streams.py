@@ -12,7 +12,7 @@ import msgspec
 
 from packetflow.elements.call import Call
 from packetflow.elements.kept import Kind
-from packetflow.elements.request import Int, Request, check_name, check_size, element, key_of, prefix_of
+from packetflow.elements.request import Int, Request, check_name, check_size, element, items_of, key_of, prefix_of
 from packetflow.errors import InvalidPacket, Overloaded, PacketFlowError
 from packetflow.state import Alarm, Change, LogBounds, LogFull, StoreFull, VersionMismatch
 from pfcore.memory.budget import Account
@@ -269,7 +269,7 @@ class Produce(Request):
     """df:produce"""
 
     stream: str
-    items: list[msgspec.Raw]
+    items: msgspec.Raw
     wait_ms: Int | None = None
 
 
@@ -280,19 +280,18 @@ async def produce(call: Call, request: Produce) -> Any:
     bounds = call.bounds
     room = _room(call)
     _readers(call)
-    count = len(request.items)
-    if count > MAX_PRODUCED:
-        raise InvalidPacket(f"items: expected at most {MAX_PRODUCED:,} in one packet, got {count:,}")
-    size = sum(map(len, request.items)) + 100 * count
+    given = items_of(request.items, "items", MAX_PRODUCED)
+    count = len(given)
+    size = sum(map(len, given)) + 100 * count
     if count > bounds.stream_items or size > bounds.stream_bytes:
         raise InvalidPacket(
             f"items: {count:,} of {size:,} bytes, a stream holds {bounds.stream_items:,} of {bounds.stream_bytes:,}"
         )
-    for item in request.items:
+    for item in given:
         check_size(call, "items", item)
     call.hold(size + ITEM_BYTES * count)
     items = []
-    for place, item in enumerate(request.items):
+    for place, item in enumerate(given):
         if place % 256 == 255:
             await call.turn()
         items.append((bytes(item), len(item) + 100))

@@ -46,6 +46,7 @@ class Links:
         self._runtime = runtime
         self._counts = counts
         self._emptied = asyncio.Event()
+        self._ending = 0  # links that have gone and are yet to end
         self.refused_charges = 0
         """Charges that anonymous links which have gone were refused: their accounts went with them."""
 
@@ -82,9 +83,18 @@ class Links:
         if runtime is not None:
             runtime.sessions.lost(engine)
         self._switch.leave(engine, time.monotonic_ns())
-        engine.close("PF502", "the connection was lost; the answer is unknown")
+        self._ending += 1
+        self._end(link)
+
+    def _end(self, link: Link) -> None:
+        """What was sent to it ends: thousands of broadcasts, maybe, so others get on in between."""
+        done = link.engine.close("PF502", "the connection was lost; the answer is unknown", all=False)
         link.flush_ended()
-        if not self._links:
+        if not done:
+            asyncio.get_running_loop().call_soon(self._end, link)
+            return
+        self._ending -= 1
+        if not self._links and not self._ending:
             self._emptied.set()
 
     def heard(self, engine: Engine) -> None:
@@ -132,7 +142,7 @@ class Links:
 
     async def gone(self) -> None:
         """Returns when all have gone."""
-        if self._links:
+        if self._links or self._ending:
             await self._emptied.wait()
 
     def detach(self) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pfcore.wire.scan import digits_work, separators, validate
+from pfcore.wire.scan import array_length, digits_work, separators, validate
 
 VALID = [
     b"null", b"true", b"false", b"0", b"-0", b"-0.0", b"1", b"-1", b"10", b"1.5", b"1e5", b"1E+5", b"1e-5", b"0e0",
@@ -194,3 +195,22 @@ def test_long_integers_are_found_wherever_they_begin(before: int, digits: int, a
 def test_separators_are_counted(some: bytes, times: int) -> None:
     text = some * times
     assert separators(text) == sum(text.count(one) for one in (b",", b"[", b"{"))
+
+
+@given(
+    st.lists(
+        st.recursive(
+            st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+        )
+    )
+)
+def test_the_items_of_an_array_are_counted(items: list[Any]) -> None:
+    for text in (json.dumps(items), json.dumps(items, indent=1), " " + json.dumps(items) + "\n"):
+        assert array_length(text.encode(), len(items)) == array_length(text.encode(), 10_000) == len(items)
+        if items:
+            assert array_length(text.encode(), len(items) - 1) == len(items)
+
+
+@pytest.mark.parametrize("text", [b"", b" ", b"{}", b'{"a":[1,2]}', b'"[1,2]"', b"12", b"null", b"[]", b"[ ]", b"["])
+def test_what_is_no_array_has_no_items(text: bytes) -> None:
+    assert array_length(text, 10) == 0
