@@ -14,7 +14,7 @@ cdef enum:
     TRIES = 256                  # candidates looked at before all count as full
     LOOKED_AT_FOR_LATENCY = 16
     MAX_RETRIES = 100
-    MAX_TRIED = 64               # reactors that announce nothing and may refuse one packet
+    MAX_TRIED = 64               # reactors that may refuse one packet
     MAX_TRIED_HERE = 4           # ... where we have a handler of our own
 
 
@@ -56,15 +56,16 @@ cdef Member choose(Route route, Flight flight, Member origin, list unlisted, uin
     cdef bint urgent = route.group == GROUP_ED
     cdef bint sticky = route.policy == Policy.STICKY or (route.policy == Policy.KEYED and flight.has_key)
     some[0] = False
+    # refusals are remembered, but many links that refuse must not make one packet's way long
+    if flight.tried is not None and len(flight.tried) >= (
+            MAX_TRIED_HERE if route.announced == 0 and route.local else MAX_TRIED):
+        return None
     if route.announced == 0:
         if route.local and not route.yields:
             return None
         members = unlisted
         n = len(members)
         if n == 0:
-            return None
-        # refusals are remembered, but many links that refuse must not make one packet's way long
-        if flight.tried is not None and len(flight.tried) >= (MAX_TRIED_HERE if route.local else MAX_TRIED):
             return None
     if n == 1:
         a = <Member>members[0]
@@ -118,10 +119,20 @@ cdef Member choose(Route route, Flight flight, Member origin, list unlisted, uin
 
 cdef Member another(Route route, Flight flight, Member member, list unlisted):
     cdef Member other
+    if flight.tried is not None and len(flight.tried) >= MAX_TRIED:
+        return None
     for other in (route.members if route.announced > 0 else unlisted):
         if other is not member and eligible(other, route, flight):
             return other
     return None
+
+
+cdef bint all_refused(Route route, Flight flight) except -1:
+    cdef Member member
+    cdef Py_ssize_t refused = 0
+    for member in flight.tried:
+        refused += not member.gone and route in member.routes
+    return route.announced > 0 and (refused >= route.announced or refused >= MAX_TRIED)
 
 
 cdef int retries_of(FrameReader reader) noexcept:

@@ -102,6 +102,7 @@ cdef class Member:
         void* mine               # first of a list through Flight.next_mine, borrowed: the table holds them
         void* theirs             # first of a list through Flight.next_theirs, borrowed
         readonly bint draining
+        readonly bint inside     # a loopback's: steps of what the gateway itself runs come by it
         bint gone
         bint dirty               # has output to be flushed at the end of the batch
         double latency           # ns, a moving average; 0: none yet
@@ -156,5 +157,14 @@ cdef class Flight:
         bytes own_id             # where the table and the target know it by another: two principals chose one id
         int32_t slot             # in the table
 
+    # The same packet again, by this submit: it gets the one answer, too. False: too many wait for that already.
+    cdef bint attach(self, Member member, int64_t seq) except -1
+    # Has a reactor got it, or is its handler here running?
+    cdef bint has_begun(self) noexcept
+    # Does another submit wait for it? Those whose links have gone do not count any more.
+    cdef bint others_wait(self) except -1
     # Its link has gone, and it goes on: who pays from now on? False: nobody can.
     cdef bint outlives(self) noexcept
+
+# What submits were charged with that wait no more: ``[(Member, seq)]``.
+cdef int pay_back(list attached) except -1

@@ -12,6 +12,8 @@ __all__ = ["Member", "Principal", "Route"]
 
 cdef enum:
     SEND_AHEAD = 1048576         # bytes of unsent output beyond which a reactor gets no more work
+    MAX_ATTACHED = 16            # submits of one packet that wait for its one answer, which may be a megabyte for each
+    ATTACHED_BYTES = 128         # what each of them takes
 
 
 @cython.final
@@ -191,6 +193,29 @@ cdef class Flight:
     def __dealloc__(self):
         free(self.held)
 
+    cdef bint attach(self, Member member, int64_t seq) except -1:
+        if self.attached is None:
+            self.attached = []
+        if len(self.attached) >= MAX_ATTACHED or not member.account.take(ATTACHED_BYTES):
+            return False
+        self.attached.append((member, seq))
+        return True
+
+    cdef bint has_begun(self) noexcept:
+        return self.state == FlightState.SENT or (
+            self.state == FlightState.LOCAL and (self.job is None or self.job.started > 0))
+
+    cdef bint others_wait(self) except -1:
+        if self.attached is None:
+            return False
+        cdef list here = [pair for pair in self.attached if not (<Member>pair[0]).gone]
+        cdef list gone
+        if len(here) < len(self.attached):
+            gone = [pair for pair in self.attached if (<Member>pair[0]).gone]
+            self.attached = here or None
+            pay_back(gone)
+        return len(here) > 0
+
     cdef bint outlives(self) noexcept:
         """What outlives an anonymous link counts against all of them together; is there room for it?"""
         cdef Account stored = self.principal.stored, before = self.account
@@ -206,3 +231,9 @@ cdef class Flight:
             stored.queued += 1
         self.account = stored
         return True
+
+
+cdef int pay_back(list attached) except -1:
+    for member, _seq in attached:
+        (<Member>member).account.settle(-ATTACHED_BYTES)
+    return 0

@@ -64,6 +64,7 @@ cdef class Flow(Way):
         int64_t armed            # ns, -1
         int64_t started          # ns
         readonly bint draining
+        bint over                # steps of what was under way are refused, too
         object idle              # Future-like: set when nothing is under way, or None
         uint64_t chance          # state of the random choices
         # -- counts
@@ -77,7 +78,6 @@ cdef class Flow(Way):
     cdef int _refuse_packet(self, Engine engine, FrameReader reader, object code, object message,
                             object details) except -1
     cdef bint _here(self, Route route, Member origin) except -1
-    cdef int _pay_back(self, list attached) except -1
     cdef int _attach(self, Flight flight, Member member, int64_t seq) except -1
     cdef int _write_refusal(self, Member member, int64_t seq, Flight flight) except -1
     # -- on

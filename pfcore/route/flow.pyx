@@ -12,9 +12,9 @@ from pfcore.memory.bytes_ops cimport pf_fingerprint
 from pfcore.memory.clock cimport monotonic_ns as pf_monotonic_ns
 from pfcore.memory.heap cimport PriorityHeap
 from pfcore.memory.ids cimport ID_LENGTH, hash_key, write_id
-from pfcore.route.choose cimport another, choose, retries_of, routing_key
+from pfcore.route.choose cimport all_refused, another, choose, retries_of, routing_key
 from pfcore.route.directory cimport Directory
-from pfcore.route.flights cimport REFUSALS, Asked, Flight, FlightState, Member, Principal, Route
+from pfcore.route.flights cimport NOBODY_ROLE, REFUSALS, Asked, Flight, FlightState, Member, Principal, Route, pay_back
 from pfcore.route.ledger cimport Ledger, Outcome
 from pfcore.route.newcomers cimport WAIT_FOR_ASKED
 from pfcore.route.queues cimport Queues
@@ -48,11 +48,9 @@ __all__ = ["Flow"]
 
 cdef enum:
     STRIKES = 3                  # deadlines missed in a row until a reactor that announces nothing is passed over
-    MAX_ATTACHED = 16            # submits of one packet that wait for its one answer, which may be a megabyte for each
     # Bytes of a packet that is sent again in its turn only: sixty refusals, or one link that goes, may be the cause of
     # sixty megabytes.
     LARGE_AGAIN = 32768
-    ATTACHED_BYTES = 128         # what each of them takes
     FLIGHT_BYTES = 512           # what a flight takes, besides its payload
     AT_ONCE = 256                # flights that expire before the loop has another turn
     CAUGHT_UP = 16               # reactors with many elements that are looked through in one go
@@ -228,7 +226,7 @@ cdef class Flow(Way):
                     engine, reader, "PF409", "this packet has ended, and was sent too often", None)
             self.duplicates += 1
             return self.write_result(member, reader.seq, payload, outcome.length)
-        if self.draining:
+        if self.draining and (self.over or not member.inside):
             return self._refuse_packet(engine, reader, "PF503", "shutting down: no new packets", None)
         if principal.rate > 0 and not principal.spend(now):
             return self._refuse_packet(
@@ -270,33 +268,12 @@ cdef class Flow(Way):
             route.yields and (len(self.newcomers.unlisted) > 0
                               or self.newcomers.awaits_word(route, origin, self.now)))
 
-    cdef bint attached(self, Flight flight) except -1:
-        """Does another submit wait for it? Those whose links have gone do not count any more."""
-        if flight.attached is None:
-            return False
-        cdef list here = [pair for pair in flight.attached if not (<Member>pair[0]).gone]
-        if len(here) < len(flight.attached):
-            self._pay_back([pair for pair in flight.attached if (<Member>pair[0]).gone])
-            flight.attached = here or None
-        return len(here) > 0
-
-    cdef int _pay_back(self, list attached) except -1:
-        """Of submits that wait no more."""
-        for member, _seq in attached:
-            (<Member>member).account.settle(-ATTACHED_BYTES)
-        return 0
-
     cdef int _attach(self, Flight flight, Member member, int64_t seq) except -1:
         """The same packet again, while it runs: both submits get its one answer."""
         self.duplicates += 1
         if flight.origin is None:
             member.submits(flight, seq)
-            return 0
-        if flight.attached is None:
-            flight.attached = []
-        if len(flight.attached) < MAX_ATTACHED and member.account.take(ATTACHED_BYTES):
-            flight.attached.append((member, seq))
-        else:
+        elif not flight.attach(member, seq):
             self._write_refusal(member, seq, flight)
         return 0
 
@@ -404,6 +381,8 @@ cdef class Flow(Way):
                 if flight.held != NULL:
                     self.kept.rename(flight, self.now)
                 return self.place(flight, reader, now)
+        if flight.tried is not None and all_refused(route, flight):
+            return self.fail(flight, "PF001", f"no handler for {route.key}: all of them refused it", None, now, reader)
         if flight.retries > 0 and (now - self.started < STARTING or (
                 route.last_served > 0 and now - route.last_served < SEEN_LATELY)):
             # it was there a moment ago, or will be: a restart, perhaps
@@ -418,6 +397,8 @@ cdef class Flow(Way):
         cdef Text element, wire
         cdef bytes metadata = None
         cdef bint as_it_is
+        if flight.principal.role == NOBODY_ROLE:
+            return self.forget(flight)  # it waited, and whose it was is no more
         # kept where another may have to be asked: after PF001, or a loss
         if reader is not None and flight.held == NULL and (flight.retries > 0 or not target.listed):
             if not self.hold(flight, reader):
@@ -601,7 +582,8 @@ cdef class Flow(Way):
         member.latency = member.latency * 0.8 + 0.2 * <double>(now - flight.sent) if member.latency > 0 \
             else <double>(now - flight.sent)
         self._leave_target(flight)
-        self.end(flight, payload, length, reader.success, code, False, now)
+        # what a reactor says of a packet that it did not refuse is its outcome, whatever the code: it may have run
+        self.end(flight, payload, length, reader.success, code if code in _REFUSALS else None, False, now)
         if self.queues.count > 0:
             self.pump(member, now)
         return True
@@ -715,7 +697,7 @@ cdef class Flow(Way):
             (<Job>job).flight = None
             flight.job = None
         if flight.attached is not None:
-            self._pay_back(flight.attached)
+            pay_back(flight.attached)
         flight.attached = None
         flight.tried = None
         flight.needs = None
@@ -757,24 +739,28 @@ cdef class Flow(Way):
 
     cdef int cancel(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n) except -1:
         """The submitter takes a packet back."""
-        cdef Member member = <Member>engine.member
-        cdef Member target
+        cdef Member member = <Member>engine.member, target
         cdef bint clash
         cdef Flight flight
         if member is None:
             return 0
         flight = self.flights.find(member.principal.number, packet_id, n, &clash)
-        if flight is None or flight.origin is not member or self.attached(flight):
+        if flight is None or flight.origin is not member or flight.others_wait():
             return 0
         target = flight.target
-        if flight.state == FlightState.SENT:
-            self.withdraw(flight)
-        elif flight.state == FlightState.LOCAL:
-            return self.local.withdraw(self, flight)
-        self.forget(flight)
+        if flight.has_begun():
+            self.outcomes.cancelled(flight, self.flights.id_of(flight), engine.now)
+        self.take_back(flight)
         if target is not None:
             self.pump(target, engine.now)
         return 0
+
+    cdef int take_back(self, Flight flight) except -1:
+        if flight.state == FlightState.LOCAL:
+            return self.local.withdraw(self, flight)
+        if flight.state == FlightState.SENT:
+            self.withdraw(flight)
+        return self.forget(flight)
 
     cdef int resumed(self, Engine engine, int64_t now) except -1:
         cdef Member member = <Member>engine.member
@@ -814,6 +800,8 @@ cdef class Flow(Way):
 
     cdef int run_here(self, Flight flight, int64_t now) except -1:
         cdef int64_t seq = flight.seq
+        if flight.principal.role == NOBODY_ROLE:
+            return self.forget(flight)
         try:
             return self.local.run_held(self, flight, now)
         except Exception as error:
@@ -859,7 +847,7 @@ cdef class Flow(Way):
                 self.newcomers.look_after(self)
             if self.queues.behind:
                 self._catch_up(now)
-            if self.membership.leaving:
+            if self.membership.leaving or self.membership.forgotten:
                 self.membership.lose_some(self)
         finally:
             self.dependencies.sweep(self)

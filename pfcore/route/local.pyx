@@ -187,7 +187,7 @@ cdef class Local:
             return self.dispatcher.drop(engine, job, why)
         if why != DropReason.EXPIRED and self.inner is not None and self.inner is not engine and (
                 (why == DropReason.DISCONNECTED and flight.retries > 0 and flight.outlives()
-                 and self.dispatcher.charge_to(<Job>job, flight.account)) or way.attached(flight)):
+                 and self.dispatcher.charge_to(<Job>job, flight.account)) or flight.others_wait()):
             # it goes on: someone else waits for it, or its submitter comes back for the answer
             packet_id = self.flights.wire_id_of(flight)
             number = self.inner.keep(
@@ -203,6 +203,8 @@ cdef class Local:
                     flight.origin.has_ended(flight)
                 return 0
         if why != DropReason.EXPIRED:
+            if why == DropReason.CANCELLED_BY_PEER and flight.has_begun():
+                self.outcomes.cancelled(flight, self.flights.id_of(flight), way.now)
             way.forget(flight)
         return self.dispatcher.drop(engine, job, why)
 

@@ -13,16 +13,19 @@ from pfcore.route.directory cimport Directory
 from pfcore.route.flights cimport Flight, Member, Principal
 from pfcore.route.newcomers cimport Newcomers
 from pfcore.route.queues cimport Queues
+from pfcore.route.table cimport FlightTable
 from pfcore.route.way cimport Way
 
 cdef class Membership:
     cdef:
+        FlightTable flights
         Directory directory
         Newcomers newcomers
         Queues queues
         Dependencies dependencies
         dict members             # Engine -> Member
         int64_t numbers          # members so far
+        object forgotten         # deque of [Principal, slot]: no more, and its flights from there on are yet to end
         object leaving           # deque of Member: gone, and some of its flights have not been ended yet
         Py_ssize_t leave_at_once  # packets that end in one go with their link
         Budget budget            # what all accounts may hold together
@@ -30,16 +33,19 @@ cdef class Membership:
         int64_t retried          # packets that were sent again because their reactor's link had gone
 
     # A link is about to open; it has; a heartbeat of it came; it has gone.
-    cdef Member admit(self, Engine engine, Principal principal, object handles, Account account)
+    cdef Member admit(self, Engine engine, Principal principal, object handles, Account account, bint inside)
     cdef int join(self, Way way, Engine engine) except -1
     cdef int update(self, Way way, Engine engine) except -1
     cdef int leave(self, Way way, Engine engine) except -1
-    # Goes on with links that have gone and left many packets.
+    # A principal is no more: what is under way for it ends.
+    cdef int forget(self, Way way, Principal principal) except -1
+    # Goes on with links that have gone and left many packets, and with principals that are no more.
     cdef int lose_some(self, Way way) except -1
     # No new work to `source`; what waits for it alone goes to `target`, or to whoever handles it. How many.
     cdef int migrate(self, Way way, Member source, Member target) except -1
     cdef int set_window(self, Way way, Member member, int64_t window) except -1
     # -- private
+    cdef Py_ssize_t _forget_flights(self, Way way, list forgotten, Py_ssize_t most) except? -1
     cdef Py_ssize_t _lose_flights(self, Way way, Member member, Py_ssize_t most) except? -1
     cdef int _lose_origin(self, Way way, Flight flight, Member member) except -1
     cdef int _lose_target(self, Way way, Flight flight, Member member) except -1

@@ -7,6 +7,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
 from pfcore.link.engine cimport Engine
+from pfcore.link.pending cimport PendingTable
 from pfcore.memory.budget cimport Account, Budget
 from pfcore.memory.heap cimport PriorityHeap
 from pfcore.route.choose cimport eligible
@@ -15,6 +16,7 @@ from pfcore.route.directory cimport Directory
 from pfcore.route.flights cimport NOBODY_ROLE, REFUSALS, Asked, Flight, FlightState, Member, Principal
 from pfcore.route.newcomers cimport ASK_AFTER, Newcomers
 from pfcore.route.queues cimport Queues
+from pfcore.route.table cimport FlightTable
 from pfcore.route.way cimport Way
 from pfcore.wire.terms cimport GROUP_ED
 
@@ -32,8 +34,10 @@ cdef int64_t CLEAR_REFUSALS = 1000000000  # ns: heartbeats make refusals forgott
 cdef class Membership:
     """The links of one switch. `budget`, `link_bytes`: as for `Switch`."""
 
-    def __init__(self, Directory directory not None, Newcomers newcomers not None, Queues queues not None,
-                 Dependencies dependencies not None, Budget budget not None, int64_t link_bytes):
+    def __init__(self, FlightTable flights not None, Directory directory not None, Newcomers newcomers not None,
+                 Queues queues not None, Dependencies dependencies not None, Budget budget not None,
+                 int64_t link_bytes):
+        self.flights = flights
         self.directory = directory
         self.newcomers = newcomers
         self.queues = queues
@@ -42,9 +46,10 @@ cdef class Membership:
         self.link_bytes = link_bytes
         self.members = {}
         self.leaving = deque()
+        self.forgotten = deque()
         self.leave_at_once = LEAVE_AT_ONCE
 
-    cdef Member admit(self, Engine engine, Principal principal, object handles, Account account):
+    cdef Member admit(self, Engine engine, Principal principal, object handles, Account account, bint inside):
         cdef Member member = Member.__new__(Member)
         self.numbers += 1
         member.engine = engine
@@ -53,6 +58,7 @@ cdef class Membership:
         if member.account is None:
             member.account = Account(f"{principal.name} link {self.numbers}", self.link_bytes, self.budget)
         member.number = self.numbers
+        member.inside = inside
         member.window = member.announced_window = DEFAULT_WINDOW
         member.routes = {}
         member.handles = () if handles is None else tuple(handles)
@@ -166,6 +172,34 @@ cdef class Membership:
         member.queue = None
         return most
 
+    cdef int forget(self, Way way, Principal principal) except -1:
+        cdef PendingTable table = self.flights.pending
+        cdef Flight flight
+        # what the dispatcher would begin when another's handler ends; routing itself begins nothing for who is no more
+        for slot in range(table.used):
+            if table.entries[slot].seq != 0:
+                flight = <Flight>table.entries[slot].waiter
+                if flight.principal is principal and flight.state == FlightState.LOCAL and not flight.has_begun():
+                    way.take_back(flight)
+        self.forgotten.append([principal, 0])
+        return self.lose_some(way)
+
+    cdef Py_ssize_t _forget_flights(self, Way way, list forgotten, Py_ssize_t most) except? -1:
+        """Ends up to `most` of what a principal that is no more has under way; how many more it could have been."""
+        cdef PendingTable table = self.flights.pending
+        cdef Principal principal = <Principal>forgotten[0]
+        cdef Py_ssize_t slot = forgotten[1]
+        cdef Flight flight
+        while slot < table.used and most > 0:
+            if table.entries[slot].seq != 0:
+                flight = <Flight>table.entries[slot].waiter
+                if flight.principal is principal:
+                    most -= 1
+                    way.take_back(flight)
+            slot += 1
+        forgotten[1] = slot
+        return most
+
     cdef int lose_some(self, Way way) except -1:
         cdef Py_ssize_t left = self.leave_at_once
         self.dependencies.walked = 0
@@ -173,7 +207,11 @@ cdef class Membership:
             left = self._lose_flights(way, <Member>self.leaving[0], left)
             if left > 0:
                 self.leaving.popleft()
-        if self.leaving:
+        while self.forgotten and left > 0:
+            left = self._forget_flights(way, <list>self.forgotten[0], left)
+            if left > 0:
+                self.forgotten.popleft()
+        if self.leaving or self.forgotten:
             way.arm_at(way.now)
         return 0
 
@@ -183,7 +221,7 @@ cdef class Membership:
         member.has_ended(flight)
         if stays and flight.account is member.account and not flight.outlives():
             stays = False
-        if not stays and flight.state != FlightState.LOCAL and not way.attached(flight):
+        if not stays and flight.state != FlightState.LOCAL and not flight.others_wait():
             # nobody waits, or may come back, any more (a local one's handler was told by its engine)
             if flight.state == FlightState.SENT and flight.target is not None and not flight.target.gone:
                 way.withdraw(flight)

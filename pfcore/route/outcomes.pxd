@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int32_t, int64_t
 
-from pfcore.route.flights cimport Principal
+from pfcore.route.flights cimport Flight, Principal
 from pfcore.route.ledger cimport Ledger
 
 cdef class Outcomes:
@@ -14,6 +14,8 @@ cdef class Outcomes:
         Py_ssize_t principals    # among how many
 
     cdef Ledger of(self, Principal principal)
+    # One that had begun was cancelled: the same id does not begin again.
+    cdef int cancelled(self, Flight flight, bytes packet_id, int64_t now) except -1
     cdef int forget(self, Principal principal) except -1
     cdef Py_ssize_t count(self) except? -1
     cdef Py_ssize_t bytes_used(self) except? -1

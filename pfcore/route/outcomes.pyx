@@ -1,12 +1,17 @@
 """What is remembered of how packets ended. See ``outcomes.pxd``."""
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t
 
-from pfcore.route.flights cimport NOBODY_ROLE, Principal
+from pfcore.memory.buffers cimport OutputBuffer
+from pfcore.route.flights cimport NOBODY_ROLE, Flight, Principal
 from pfcore.route.ledger cimport Ledger
+from pfcore.wire.writer cimport encode_error, put_failure_payload
 
 __all__ = ["Outcomes"]
+
+cdef bytes _CANCELLED = encode_error("PF499", "cancelled by its submitter", None, 0)
 
 cdef enum:
     LEAST = 1000                 # outcomes that a principal's share has, however many principals there are
@@ -33,6 +38,15 @@ cdef class Outcomes:
                                       room=self.most_bytes // self.principals)
             self.ledgers.append(principal.ledger)
         return principal.ledger
+
+    cdef int cancelled(self, Flight flight, bytes packet_id, int64_t now) except -1:
+        cdef OutputBuffer out = OutputBuffer(limit=65536)
+        cdef const unsigned char* p = <const unsigned char*>PyBytes_AS_STRING(packet_id)
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(packet_id)
+        put_failure_payload(out, p, n, _CANCELLED, 0)
+        self.of(flight.principal).record(
+            flight.tag, flight.principal.number, p, n, flight.fingerprint, False, out.data, out.size, now)
+        return 0
 
     cdef int forget(self, Principal principal) except -1:
         if principal.ledger is not None:

@@ -55,8 +55,8 @@ cdef class Switch(Flow):
         self.queues = Queues(max_queue)
         self.newcomers = Newcomers(self.flights, self.queues)
         self.dependencies = Dependencies(self.flights)
-        self.membership = Membership(self.directory, self.newcomers, self.queues, self.dependencies, self.budget,
-                                     link_bytes)
+        self.membership = Membership(self.flights, self.directory, self.newcomers, self.queues, self.dependencies,
+                                     self.budget, link_bytes)
         self.kept = Held(self.flights)
         self.failures = Failures(on_failure)
         self.local = Local(dispatcher, self.flights, self.kept, self.failures, self.outcomes)
@@ -68,13 +68,15 @@ cdef class Switch(Flow):
 
     # ---------------------------------------------------------------- links
 
-    def admit(self, Engine engine not None, Principal principal not None, handles=None, Account account=None):
+    def admit(self, Engine engine not None, Principal principal not None, handles=None, Account account=None, *,
+              bint inside=False):
         """A link is about to open; `join` it once it has.
 
         `handles`: keys named in its URL, None if it named none. `account`: who pays
-        for it (default: its principal's, else one of its own).
+        for it (default: its principal's, else one of its own). `inside`: it is a
+        loopback, by which steps of what has been accepted come, during a drain, too.
         """
-        return self.membership.admit(engine, principal, handles, account)
+        return self.membership.admit(engine, principal, handles, account, inside)
 
     def join(self, Engine engine not None):
         """A link that was admitted has opened."""
@@ -114,22 +116,8 @@ cdef class Switch(Flow):
         self.outcomes.principals = max(count, 1)
 
     def forget_principal(self, Principal principal not None):
-        """It is no more: what was remembered of it goes, and what goes on for it without a link ends."""
-        cdef int32_t slot
-        cdef Flight flight
-        for slot in range(self.table.used):
-            if self.table.entries[slot].seq == 0:
-                continue
-            flight = <Flight>self.table.entries[slot].waiter
-            # its links see to what they have submitted
-            if flight.principal is not principal or (flight.origin is not None and not flight.origin.gone):
-                continue
-            if flight.state == FlightState.LOCAL:
-                self.local.withdraw(self, flight)
-            else:
-                if flight.state == FlightState.SENT:
-                    self.withdraw(flight)
-                self.forget(flight)
+        """It is no more: what was remembered of it goes, and what is under way for it ends, so much at once."""
+        self.membership.forget(self, principal)
         self.outcomes.forget(principal)
         self._flush_dirty()
 
@@ -137,7 +125,7 @@ cdef class Switch(Flow):
 
     def start(self, int64_t now):
         """Begins, or begins again after a drain."""
-        self.draining = False
+        self.draining = self.over = False
         self.started = now
 
     def set_inner(self, Engine engine not None):
@@ -256,7 +244,10 @@ cdef class Switch(Flow):
         self.dispatcher.let_go()
 
     def drain(self, idle):
-        """No new packets (PF503). `idle`: a future that is given a result once nothing is under way."""
+        """No new packets (PF503) but the steps of those under way, until `fail_all`.
+
+        `idle`: a future that is given a result once nothing is under way.
+        """
         self.draining = True
         self.idle = idle
         if self.table.count == self.newcomers.question.flights:
@@ -267,6 +258,7 @@ cdef class Switch(Flow):
         cdef int32_t slot
         cdef Flight flight
         self.now = now
+        self.draining = self.over = True
         self.dispatcher.end_all(message)
         for slot in range(self.table.used):
             if self.table.entries[slot].seq != 0:

@@ -38,8 +38,8 @@ cdef class Way(Sink):
                   FrameReader reader=*) except -1
     # Ends a flight that nobody waits for; whoever depends on it learns that it failed.
     cdef int forget(self, Flight flight) except -1
-    # Does another submit wait for it, whose link has not gone?
-    cdef bint attached(self, Flight flight) except -1
+    # Ends one that is wanted no more, whatever has become of it: who has it is told, its submitter is not.
+    cdef int take_back(self, Flight flight) except -1
     # Keeps the payload, for a reactor that has yet to be found. False, and it has failed: there is no room.
     cdef bint hold(self, Flight flight, FrameReader reader) except -1
     # It finds its reactor, is given to this one, or waits in this queue.

@@ -42,7 +42,7 @@ cdef class Way(Sink):
     cdef int forget(self, Flight flight) except -1:
         raise NotImplementedError
 
-    cdef bint attached(self, Flight flight) except -1:
+    cdef int take_back(self, Flight flight) except -1:
         raise NotImplementedError
 
     cdef bint hold(self, Flight flight, FrameReader reader) except -1:

@@ -69,7 +69,7 @@ cdef object _ValidationError = msgspec.ValidationError
 # what ends the process; anything else that a handler raises is its packet's failure
 cdef tuple _PASSED_ON = (SystemExit, KeyboardInterrupt)
 # codes that say: it never began, send it again
-cdef frozenset _TRY_AGAIN = codes.TRY_AGAIN
+cdef frozenset _REFUSALS = codes.REFUSALS
 
 
 cdef inline Py_ssize_t cost_of(FrameReader reader) noexcept:
@@ -734,7 +734,7 @@ cdef class Dispatcher(WorkerHost):
         if isinstance(error, PacketFlowError):
             # a handler may answer with any code of the protocol, but for those that say that it never began
             code, message, details = _told_by(error)
-            if code in _TRY_AGAIN and not handler.unbounded:
+            if code in _REFUSALS and not handler.unbounded:
                 details = {**(details or {}), "code": code}
                 code = "PF500"
         elif isinstance(error, _CancelledError):

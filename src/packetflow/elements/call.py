@@ -254,6 +254,7 @@ class Call:
                 until=until,
                 session=lambda: self.session,
                 shown=shown,
+                turn=self.turn,
             )
         except TimeoutError:
             if otherwise is not None:
@@ -394,19 +395,23 @@ class Call:
         try:
             result: Result = await reply
         except PacketFlowError as error:
-            if error.code in REFUSALS:
-                self.begun -= 1
+            self._took_back(error.code, error.details)
             await self.turn()  # as in `step`
             raise
         finally:
             self.runtime.nests.pop(packet.id, None)
         if not result.ok:
-            if (result.error or {}).get("code") in REFUSALS:
-                self.begun -= 1
+            failed = result.error or {}
+            self._took_back(failed.get("code"), failed.get("details"))
             await self.turn()  # as in `step`
         elif len(result.data) > LARGE:
             await self.turn()
         return result
+
+    def _took_back(self, code: Any, details: Any) -> None:
+        """A step has failed: one that was refused had not begun, unless it is a workflow of which something had."""
+        if code in REFUSALS and not (isinstance(details, dict) and details.get("began")):
+            self.begun -= 1
 
     async def step(self, step: Step, context: Mapping[str, Any] | None, place: int | str) -> msgspec.Raw:
         """The data of a step, JSON; its failure is this packet's, with the place of the step."""
@@ -424,8 +429,7 @@ class Call:
             try:
                 result = await reply
             except PacketFlowError as error:
-                if error.code in REFUSALS:
-                    self.begun -= 1
+                self._took_back(error.code, error.details)
                 raise
             finally:
                 self.runtime.nests.pop(packet.id, None)
@@ -439,8 +443,7 @@ class Call:
                 await self.turn()
             return found
         failed = result.error or {}
-        if failed.get("code") in REFUSALS:
-            self.begun -= 1
+        self._took_back(failed.get("code"), failed.get("details"))
         # past a budget many fail together, and each lets go of all its steps when it ends
         await self.turn()
         raise step_failed(step, place, failed.get("code", "PF500"), failed.get("message", ""), failed.get("details"))

@@ -30,44 +30,48 @@ MIN_DELAY_MS = 10
 MAX_DELAY_MS = 366 * 86_400_000
 
 
-class _Group:
-    """The reactions of one owner to one pattern."""
+class _Pattern:
+    """The reactions to one pattern, by owner."""
 
-    __slots__ = ("account", "reactions")
+    __slots__ = ("by_owner", "count", "text")
 
-    def __init__(self, account: Account) -> None:
-        self.account = account
-        self.reactions: dict[_Reaction, None] = {}
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.by_owner: dict[Account, dict[_Reaction, None]] = {}
+        self.count = 0
 
 
 class _Reactions:
     """All reactions, by pattern and owner."""
 
     def __init__(self) -> None:
-        self._groups: dict[tuple[str, Account], _Group] = {}
-        self._patterns: Patterns[_Group] = Patterns()
+        self._known: dict[str, _Pattern] = {}
+        self._patterns: Patterns[_Pattern] = Patterns()
 
     def __bool__(self) -> bool:
-        return bool(self._groups)
+        return bool(self._known)
 
     def add(self, reaction: _Reaction) -> None:
-        key = (reaction.pattern, reaction.account)
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = _Group(reaction.account)
-            self._patterns.add(reaction.pattern, group)
-        group.reactions[reaction] = None
+        pattern = self._known.get(reaction.pattern)
+        if pattern is None:
+            pattern = self._known[reaction.pattern] = _Pattern(reaction.pattern)
+            self._patterns.add(pattern.text, pattern)
+        pattern.by_owner.setdefault(reaction.account, {})[reaction] = None
+        pattern.count += 1
 
     def remove(self, reaction: _Reaction) -> None:
-        key = (reaction.pattern, reaction.account)
-        group = self._groups[key]
-        del group.reactions[reaction]
-        if not group.reactions:
-            del self._groups[key]
-            self._patterns.remove(reaction.pattern, group)
+        pattern = self._known[reaction.pattern]
+        reactions = pattern.by_owner[reaction.account]
+        del reactions[reaction]
+        pattern.count -= 1
+        if not reactions:
+            del pattern.by_owner[reaction.account]
+        if not pattern.count:
+            del self._known[pattern.text]
+            self._patterns.remove(pattern.text, pattern)
 
-    def match(self, name: str) -> list[_Group]:
-        """Those of all patterns that a name fits."""
+    def match(self, name: str) -> list[_Pattern]:
+        """All patterns that a name fits: at most one for each of its lengths."""
         return self._patterns.match(name)
 
     @staticmethod
@@ -109,17 +113,22 @@ async def signal(call: Call, request: Signal) -> Any:
     payload = msgspec.Raw(bytes(request.payload))
     watched = call.runtime.watched
     watched.check_room("event", name, len(payload), call.stored)
-    groups = _Reactions.of(call).match(name)
+    patterns = _Reactions.of(call).match(name)
     # what can be refused is refused before anybody has been told
-    call.hold((len(payload) if groups else 0) + 100 * len(groups))
+    call.hold((len(payload) if patterns else 0) + 100 * sum([len(pattern.by_owner) for pattern in patterns]))
     delivered = await watched.note("event", name, {"event": name, "payload": payload}, len(payload), call.stored)
-    if not groups:
+    if not patterns:
         return {"delivered": delivered}
-    count = sum([len(group.reactions) for group in groups])
+    count = sum([pattern.count for pattern in patterns])
+    by_owner: dict[Account, list[dict[_Reaction, None]]] = {}
+    for pattern in patterns:
+        await call.turn()
+        for owner, reactions in pattern.by_owner.items():
+            by_owner.setdefault(owner, []).append(reactions)
     event = event_of(name, payload)
     context = {"event": event, "input": event, "prev": event, "results": {}}
     refused = 0
-    for place, reaction in enumerate(_taking_turns(groups, call.bounds.steps)):
+    for place, reaction in enumerate(_taking_turns(by_owner.values(), call.bounds.steps)):
         await call.turn()
         if reaction.ended:
             continue
@@ -144,24 +153,21 @@ def event_of(name: str, payload: Any) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode({"name": name, "payload": payload}))
 
 
-def _taking_turns(groups: Iterable[_Group], most: int) -> Iterator[_Reaction]:
+def _taking_turns(owners: Iterable[list[dict[_Reaction, None]]], most: int) -> Iterator[_Reaction]:
     """One of each owner after another, at most so many of each: a bound is not reached by one's many alone."""
-    by_owner: dict[Account, list[_Group]] = {}
-    for group in groups:
-        by_owner.setdefault(group.account, []).append(group)
-    owners = deque(_reactions_of(one, most) for one in by_owner.values())
-    while owners:
-        reaction = next(owners[0], None)
+    waiting = deque(_reactions_of(one, most) for one in owners)
+    while waiting:
+        reaction = next(waiting[0], None)
         if reaction is None:
-            owners.popleft()
+            waiting.popleft()
         else:
-            owners.rotate(-1)
+            waiting.rotate(-1)
             yield reaction
 
 
-def _reactions_of(groups: list[_Group], most: int) -> Iterator[_Reaction]:
-    for group in groups:
-        yield from list(islice(group.reactions, most))  # as they are when their turn comes
+def _reactions_of(groups: list[dict[_Reaction, None]], most: int) -> Iterator[_Reaction]:
+    for reactions in groups:
+        yield from list(islice(reactions, most))  # as they are when their turn comes
 
 
 class Watch(Request):

@@ -23,7 +23,7 @@ from packetflow.state import Alarms, Change, Leases, Lines, MemoryStore, Session
 from pfcore.link.reply import Reply
 from pfcore.memory.budget import Account
 from pfcore.route.flights import Member, Principal
-from pfcore.wire.codes import TRY_AGAIN
+from pfcore.wire.codes import REFUSALS, TRY_AGAIN
 from pfcore.work.handler import Handler
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class Runtime:
         self.sessions = Sessions(self.alarms)
         self.gateway = gateway
         self.nests: dict[str, Nest] = {}
+        self.draining = False
         self.tasks: set[asyncio.Task[Any]] = set()
         self._later: dict[Account, deque[Callable[[], Any]]] = {}  # what is to be done when their turns come
         self.rooms: dict[str, Any] = {}
@@ -148,9 +149,12 @@ class Runtime:
                 raise full(error) from None
         except PacketFlowError as error:
             error.began = call.begun > 0  # type: ignore[attr-defined] # its outcome is remembered, whatever its code
-            if error.code in TRY_AGAIN and call.begun > 0:
+            if call.begun > 0 and error.code in TRY_AGAIN:
                 # something of it has run: nobody may take this for a packet that was not begun
                 raise exception_for("PF502", error.message, {**(error.details or {}), "code": error.code}) from None
+            if call.begun > 0 and error.code in REFUSALS:
+                # nobody handles a step of it: that is what its submitter has to know, and a workflow around it this
+                error.details = {**(error.details or {}), "began": True}
             raise
         finally:
             call.end()
@@ -196,7 +200,8 @@ class Runtime:
             log.error("a background task of the elements failed", exc_info=task.exception())
 
     def drain(self) -> None:
-        """Everyone who waits gets PF503, and nothing new is started."""
+        """Everyone who waits gets PF503, and timers and reactions set off nothing more: steps go on."""
+        self.draining = True
         self.lines.close()
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import msgspec
 
 from packetflow.elements.call import Call
 from packetflow.elements.request import Step
-from packetflow.errors import Overloaded
+from packetflow.errors import Overloaded, Unavailable
 from packetflow.model import DEFAULT_TIMEOUT_MS
 
 if TYPE_CHECKING:
@@ -75,5 +75,7 @@ class Standing:
         self.account.release(self._size)
 
     def send(self, context: Mapping[str, Any], depth: int, cause: Cause) -> None:
-        """Submits the step as who set it up, `depth` deep."""
+        """Submits the step as who set it up, `depth` deep. Raises `Unavailable` once the gateway is stopping."""
+        if self.runtime.draining:
+            raise Unavailable("the gateway is stopping")
         Call.of(self, depth, cause).send(self.step, context, self.step.timeout_ms or DEFAULT_TIMEOUT_MS)

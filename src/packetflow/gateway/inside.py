@@ -196,7 +196,7 @@ class Inside:
         near = Engine(client=False, max_pending=1 << 20, **self._settings)
         far = Engine(client=False, sink=self._switch, window=1 << 24, **self._settings)
         loopback = Loopback(near, far, loop=self._loop, sharing=self._sharing)
-        self._switch.admit(far, principal, (), account)
+        self._switch.admit(far, principal, (), account, inside=True)
         self._switch.join(far)
         loopback.open_up()
         return Way(loopback)

@@ -61,13 +61,15 @@ class Lines:
         until: float,
         session: Callable[[], Session] | None = None,
         shown: str | None = None,
+        turn: Callable[[], Awaitable[object]] | None = None,
     ) -> T:
         """What `attempt` gives as soon as it gives something, tried in turn and at every `wake`.
 
         `until`: loop time; TimeoutError when it comes, at once if it has come and
         the first attempt gave nothing, or others wait already. `session`: whose
         the wait is; it is cancelled when that ends. `shown`: the name for messages,
-        where it is not `name`.
+        where it is not `name`. `turn`: awaited before each attempt but the first: one
+        change may wake the first of a thousand lines.
         """
         key = (kind, name)
         line = self._lines.get(key)
@@ -106,6 +108,8 @@ class Lines:
                     raise TimeoutError
                 await place.turn
                 place.turn = self._loop.create_future()
+                if turn is not None:
+                    await turn()
         finally:
             alarm.cancel()
             if holder is not None:

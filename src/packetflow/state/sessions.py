@@ -9,6 +9,9 @@ from packetflow.state.alarms import Alarm, Alarms
 
 __all__ = ["Session", "Sessions"]
 
+AT_ONCE = 64
+"""Things of one session that end before the loop has had another turn: each may resume a handler."""
+
 
 class Session:
     """A reactor that may hold things, for as long as it has a link, and 5 s beyond.
@@ -52,10 +55,17 @@ class Session:
         return self._counts.get(kind, 0)
 
     def _end_all(self) -> None:
-        while self.held:
+        """Ends what it holds, so much that others get on in between."""
+        for _ in range(min(AT_ONCE, len(self.held))):
             key, end = self.held.popitem()
             self._counts[key[0]] -= 1
             end()
+        if self.held:
+            self._alarms.at(self._alarms.now(), self._end_all)
+
+    def _end_now(self) -> None:
+        while self.held:
+            self._end_all()
 
 
 class Sessions:
@@ -151,9 +161,9 @@ class Sessions:
 
     def close(self) -> None:
         """Ends all of them."""
-        for session in list(self._by_key.values()):
+        for session in (*self._by_key.values(), self.own):
             self.end(session)
-        self.end(self.own)
+            session._end_now()
 
     def _join(self, session: Session, link: Any) -> None:
         session.links.add(link)
