@@ -13,7 +13,7 @@ import pytest
 
 from packetflow import Packet
 from pfcore.work.handler import Handler
-from tests.simulated import Fabric, simulated_time
+from tests.simulated import Fabric, SimulatedLink, simulated_time
 
 ONE_LOOP = "simulated"
 
@@ -63,6 +63,16 @@ class House(Fabric):
         payload = {"timestamp": 1, "capabilities": capabilities, **more}
         self.say(link, self.frame("heartbeat", payload))
 
+    def cancel(self, packet_id: str) -> bytes:
+        return self.frame("error", {"code": "PF499", "message": "", "packet_id": packet_id})
+
+    def answer(self, worker: int, place: int = 0, code: str | None = None, data: Any = 1) -> None:
+        """A worker's answer to the packet that it was given at this place."""
+        work = self.work[worker][place]
+        result = {"packet_id": work["payload"]["id"], "status": "error" if code else "success", "duration_ms": 0}
+        more = {"error": {"code": code, "message": ""}} if code else {"data": data}
+        self.say(worker, self.frame("result", result | more, work["seq"]))
+
     def frame(self, kind: str, payload: dict[str, Any], seq: int | None = None) -> bytes:
         message = {"type": kind, "seq": next(self.seqs) if seq is None else seq, "payload": payload}
         return json.dumps(message, separators=(",", ":")).encode()
@@ -87,6 +97,27 @@ class House(Fabric):
     def held(self, link: int) -> int:
         """Bytes that a link is charged with."""
         return int(self.links[link].engine.member.account.held)  # type: ignore[union-attr]
+
+
+class Lingering(House):
+    """Connections that the gateway closes go after a while: their peers read slowly, or not at all."""
+
+    def closes(self, link: SimulatedLink, reason: str) -> None:
+        if link.closing is None:
+            link.closing = reason
+            self.loop.call_later(4.0, self._lose, link)
+
+    def settle(self) -> None:
+        self.loop.settle()
+        self.collect()
+        for link in list(self.links.values()):
+            link.look()
+
+
+@pytest.fixture
+def lingering() -> Iterator[Lingering]:
+    with simulated_time(), Lingering() as house:
+        yield house
 
 
 @pytest.fixture
@@ -543,3 +574,194 @@ def test_a_lock_is_not_had_for_a_step_that_may_not_begin(house: House) -> None:
     house.say(other, house.packet("L", "rm:lock", {"key": "k"}))
     house.pass_time(1)
     assert isinstance(house.outcomes("L")[0][1], dict)
+
+
+# ---------------------------------------------------------------- what began is never begun again
+
+AROUND = {
+    "cf:seq": lambda inner: {"steps": [inner]},
+    "cf:branch": lambda inner: {"cases": [], "else": inner},
+    "cf:loop": lambda inner: {"step": inner, "times": 1},
+    "rm:lock": lambda inner: {"key": "k", "step": inner},
+    "rm:cache": lambda inner: {"op": "fill", "key": "k", "step": inner},
+    "df:transform": lambda inner: {"input": [1], "map": inner},
+    "co:gather": lambda inner: {"packets": [inner]},
+}
+
+
+@pytest.mark.parametrize("key", AROUND)
+def test_a_workflow_within_another_runs_once_for_its_id(house: House, key: str) -> None:
+    link = house.link("alice")
+    inner = step("cf:seq", {"steps": [step("df:own", "charge"), step("df:nobody", 1)]})
+    packet = house.packet("S", key, AROUND[key](inner))
+    house.say(link, house.packet("D", "df:own", "dependent", dependencies=["S"]), packet)
+    house.pass_time(1)
+    house.say(link, packet)
+    house.pass_time(1)
+    assert house.runs == ["charge"]
+    assert house.outcomes("D") == [(link, "PF424")]
+
+
+def test_a_workflow_of_which_nothing_has_begun_may_come_again(house: House) -> None:
+    link = house.link("alice")
+    packet = house.packet("S", "cf:seq", {"steps": [step("cf:seq", {"steps": [step("df:nobody", 1)]})]})
+    house.say(link, packet)
+    house.pass_time(1)
+    house.register(Handler("df", "nobody", lambda data: data))
+    house.say(link, packet)
+    house.pass_time(1)
+    assert house.outcomes("S") == [(link, "PF001"), (link, 1)]
+
+
+@pytest.mark.parametrize("code", ["PF400", "PF403", "PF409", "PF413", "PF500"])
+def test_a_reactors_error_is_its_packets_outcome(house: House, code: str) -> None:
+    worker, link = house.worker("bob", "df:work"), house.link("bob")
+    packet = house.packet("P", "df:work")
+    house.say(link, packet)
+    house.answer(worker, code=code)
+    house.say(link, packet, house.packet("D", "df:own", dependencies=["P"]))
+    house.pass_time(0.1)
+    assert len(house.work[worker]) == 1
+    assert house.outcomes("P") == [(link, code)] * 2
+    assert house.outcomes("D") == [(link, "PF424")]
+
+
+def test_what_a_reactor_does_not_handle_may_come_again(house: House) -> None:
+    worker, link = house.worker("bob", "df:work"), house.link("bob")
+    packet = house.packet("P", "df:work")
+    house.say(link, packet)
+    house.answer(worker, code="PF001")
+    house.say(link, packet)
+    house.answer(worker, 1, data="done")
+    assert house.outcomes("P") == [(link, "PF001"), (link, "done")]
+
+
+def test_who_is_refused_by_all_is_told_at_once(house: House) -> None:
+    workers, link = [house.worker("bob", "df:work") for _ in range(3)], house.link("bob")
+    house.say(link, house.packet("P", "df:work", metadata={"retry": 2}))
+    for _ in workers:
+        (worker,) = (one for one in workers if len(house.work[one]) > 0)
+        house.answer(worker, code="PF001")
+        house.work[worker].clear()
+    assert house.outcomes("P") == [(link, "PF001")]
+
+
+@pytest.mark.parametrize("key", ["df:work", "df:later", "cf:seq"])
+def test_what_was_cancelled_once_it_had_begun_does_not_begin_again(house: House, key: str) -> None:
+    worker, link = house.worker("bob", "df:work"), house.link("bob")
+    packet = house.packet("P", key, {"steps": [step("df:own", "charge"), step("df:later", 1)]})
+    house.say(link, packet)
+    house.pass_time(0.1)
+    house.say(link, house.cancel("P"))
+    house.pass_time(0.1)
+    house.say(link, packet, house.packet("D", "df:own", "late", dependencies=["P"]))
+    house.pass_time(0.1)
+    assert len(house.work[worker]) + len(house.suspended) == 1
+    assert house.runs == (["charge"] if key == "cf:seq" else [])
+    assert house.outcomes("P") == [(link, "PF499")]
+    assert house.outcomes("D") == [(link, "PF424")]
+
+
+def test_what_was_cancelled_before_it_began_may_come_again(house: House) -> None:
+    worker, link = house.worker("bob", "df:work", window=1), house.link("bob")
+    packet = house.packet("P", "df:work")
+    house.say(link, house.packet("first", "df:work"), packet)
+    house.say(link, house.cancel("P"))
+    house.say(link, packet)
+    house.answer(worker)
+    house.answer(worker, 1, data="done")
+    assert house.outcomes("P") == [(link, "done")]
+
+
+# ---------------------------------------------------------------- what ends, and what goes on
+
+
+def test_nothing_begins_for_one_who_is_no_more_though_his_link_lingers(lingering: Lingering) -> None:
+    house = lingering
+    worker, alice = house.worker("bob", "df:work", window=1), house.link("alice")
+    house.gateway.view.dispatcher.tune(concurrency=1)
+    house.say(alice, *[house.packet(f"p{n}", "df:work", timeout_ms=300_000) for n in range(3)])
+    house.say(alice, house.packet("a", "df:later", timeout_ms=300_000))
+    house.say(alice, house.packet("b", "df:own", "late", timeout_ms=300_000))
+    house.say(alice, house.packet("t", "cf:seq", {"steps": [step("df:work", 1)]}, timeout_ms=300_000))
+    house.reload(1)  # alice is no more
+    house.pass_time(0.5)
+    house.answer(worker)
+    house.pass_time(0.5)
+    assert len(house.work[worker]) == 1
+    assert house.suspended[0].cancelled()
+    assert house.runs == []
+    assert house.gateway.switch.in_flight == 0
+
+
+def test_a_workflow_that_was_accepted_finishes_within_the_grace(lingering: Lingering) -> None:
+    house = lingering
+    link = house.link("bob")
+    workflow = step("cf:seq", {"steps": [step("df:later", 1), step("df:own", "second")]})
+    house.say(link, house.packet("S", "rm:lock", {"key": "k", "step": workflow}))
+    stopping = house.begin_stop()
+    house.pass_time(0.2)
+    house.say(link, house.packet("N", "df:own", "new"))
+    house.do(house.suspended[0].set_result, 1)
+    house.pass_time(0.5)
+    house.finish_stop(stopping)
+    assert house.outcomes("S") == [(link, "second")]
+    assert house.outcomes("N") == [(link, "PF503")]
+    assert house.runs == ["second"]
+
+
+def test_timers_and_reactions_set_off_nothing_during_a_drain(lingering: Lingering) -> None:
+    house = lingering
+    link = house.link("bob")
+    house.say(link, house.packet("T", "ed:timer", {"every_ms": 100, "packet": step("df:own", "tick")}))
+    house.say(link, house.packet("R", "ed:react", {"event": "e", "packet": step("df:own", "event")}))
+    last = [step("df:later", 1), step("ed:signal", {"event": "e"})]
+    house.say(link, house.packet("S", "cf:seq", {"steps": last}))
+    stopping = house.begin_stop()
+    house.pass_time(1)
+    house.do(house.suspended[0].set_result, 1)
+    house.pass_time(0.5)
+    house.finish_stop(stopping)
+    assert house.runs == []
+    assert house.outcomes("S") == [(link, {"delivered": 0, "refused": 1})]
+
+
+def test_large_packets_that_are_sent_again_do_not_all_go_at_once(house: House) -> None:
+    refusing, link = house.worker("bob", "df:work"), house.link("bob")
+    large = "x" * 33_000
+    for n in range(300):
+        house.links[link].engine.heard(0)
+        house.say(link, house.packet(f"p{n}", "df:work", large, metadata={"retry": 1}))
+        house.collect()
+    assert len(house.work[refusing]) == 300
+    others = [house.worker("bob", "df:work") for _ in range(30)]
+    refused = {"status": "error", "error": {"code": "PF001", "message": ""}, "duration_ms": 0}
+    answers = [
+        house.frame("result", {"packet_id": work["payload"]["id"], **refused}, work["seq"])
+        for work in house.work[refusing]
+    ]
+    counts: list[int] = []
+
+    def at_once() -> None:
+        house._say(house.links[refusing], tuple(answers))
+        members = [house.links[one].engine.member for one in others]
+        counts.append(sum(member.outstanding for member in members if member is not None))
+
+    house.do(at_once)
+    house.pass_time(1)
+    assert 0 < counts[0] < 300
+    assert {work["payload"]["id"] for one in others for work in house.work[one]} == {f"p{n}" for n in range(300)}
+
+
+def test_broadcasts_that_nobody_waits_for_end_with_their_reactor(house: House) -> None:
+    worker, link = house.worker("bob", "df:work", window=2000), house.link("bob")
+    before = house.held(link)
+    for n in range(1300):
+        house.links[link].engine.heard(0)
+        house.say(link, house.packet(f"p{n}", "co:broadcast", {"packet": step("df:work", 1), "wait": False}))
+    engine = house.links[worker].engine
+    assert engine.in_flight == 1300
+    house.leave(worker)
+    house.pass_time(0.1)
+    assert engine.in_flight == 0
+    assert house.held(link) <= before

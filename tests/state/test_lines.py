@@ -85,3 +85,29 @@ async def test_who_is_woken_as_his_time_ends_is_asked_once_more(lines: Lines) ->
     await asyncio.sleep(0)
     loop.call_at(loop.time() + 0.01, found.append, "it")
     assert await waiting == "it"
+
+
+async def test_who_is_woken_looks_when_it_is_his_turn(lines: Lines) -> None:
+    found: list[int] = []
+    asked: list[asyncio.Future[None]] = []
+
+    async def attempt() -> int | None:
+        return found[-1] if found else None
+
+    async def turn() -> None:
+        asked.append(asyncio.get_running_loop().create_future())
+        await asked[-1]
+
+    first, second = waits(lines, attempt, turn=turn), waits(lines, attempt, turn=turn)
+    await asyncio.sleep(0)
+    assert asked == []
+    found.append(7)
+    lines.wake("lock", "k")
+    await asyncio.sleep(0)
+    assert len(asked) == 1
+    assert not first.done()
+    first.cancel()  # whoever goes while he waits for it keeps nobody
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    asked[-1].set_result(None)
+    assert await second == 7

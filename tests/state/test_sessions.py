@@ -196,3 +196,21 @@ def test_a_link_of_several_sessions_keeps_those_that_have_not_ended(sessions: Se
     sessions.end(before)
     assert ended == ["before"]
     assert sessions.of("link 1", 7) is sessions.of("link 2", 7)
+
+
+def test_thousands_that_one_holds_end_so_many_at_a_time(sessions: Sessions, time: Loop) -> None:
+    ended: list[str] = []
+    session = sessions.of("link", 7)
+    holding(session, ended, *map(str, range(1000)))
+    sessions.end(session)
+    assert 0 < len(ended) < 100
+    time.pass_time(0.001)
+    assert sorted(map(int, ended)) == list(range(1000))
+    assert session.count("lease") == 0
+
+
+def test_closing_ends_all_at_once(sessions: Sessions) -> None:
+    ended: list[str] = []
+    holding(sessions.of("link", 7), ended, *map(str, range(1000)))
+    sessions.close()
+    assert len(ended) == 1000

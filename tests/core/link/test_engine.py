@@ -106,6 +106,20 @@ def test_the_secret_of_an_instance_goes_with_the_name_over_every_connection() ->
     assert all("instance" not in message["payload"] for message in sent(nameless))
 
 
+def test_thousands_that_a_connection_leaves_end_so_many_at_a_time() -> None:
+    side = engine()
+    replies = [submit_packet(side, packet(n), START) for n in range(1200)]
+    assert not side.close("PF502", "gone", all=False)
+    assert 0 < sum(reply.done() for reply in replies) < 600
+    assert not side.close("PF502", "gone", all=False)
+    assert side.close("PF502", "gone", all=False)
+    assert all(reply.done() for reply in replies)
+    other = engine()
+    replies = [submit_packet(other, packet(n), START) for n in range(1200)]
+    assert other.close("PF502", "gone")
+    assert all(reply.done() for reply in replies)
+
+
 @pytest.mark.parametrize("setting", ["name", "instance"])
 def test_names_that_every_heartbeat_would_be_refused_for(setting: str) -> None:
     for bad in ("", "x" * 129, "\n", "\x7f", "\x9b", "\ud800"):

@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from packetflow import Gateway, HandlerError, Overloaded, Packet, PacketFlowError, Reactor, TooLarge, Unavailable
+from packetflow import (
+    Gateway,
+    HandlerError,
+    NoHandler,
+    Overloaded,
+    Packet,
+    PacketFlowError,
+    Reactor,
+    TooLarge,
+    Unavailable,
+)
 from packetflow.conformance.wire import Peer
 from packetflow.testing import pair
 
@@ -42,7 +52,9 @@ async def test_whatever_stands_in_an_error_it_is_told_and_nothing_breaks(error: 
 
 
 @pytest.mark.parametrize("suspends", [False, True])
-@pytest.mark.parametrize("error", [Overloaded("full"), Unavailable("away")], ids=["PF429", "PF503"])
+@pytest.mark.parametrize(
+    "error", [Overloaded("full"), Unavailable("away"), NoHandler("nobody")], ids=["PF429", "PF503", "PF001"]
+)
 async def test_a_handler_that_has_begun_does_not_say_that_it_has_not(error: PacketFlowError, suspends: bool) -> None:
     async with pair() as (gateway, reactor):
 
