@@ -122,6 +122,8 @@ class SimulatedTime:
     def monotonic() -> float:
         return clock.now() / 1e9
 
+    perf_counter = monotonic
+
     @staticmethod
     def time_ns() -> int:
         return 1_700_000_000 * SECOND + clock.now()

@@ -662,6 +662,30 @@ def test_what_was_cancelled_once_it_had_begun_does_not_begin_again(house: House,
     assert house.outcomes("D") == [(link, "PF424")]
 
 
+@pytest.mark.parametrize("key", ["df:work", "df:later"])
+def test_a_link_that_sent_a_packet_twice_takes_it_back_once(house: House, key: str) -> None:
+    worker, link, other = house.worker("bob", "df:work"), house.link("bob"), house.link("bob")
+    packet = house.packet("P", key)
+    house.say(link, packet, packet)
+    house.say(link, house.cancel("P"))
+    house.pass_time(0.1)
+    assert house.gateway.switch.in_flight == 0
+    assert all(future.cancelled() for future in house.suspended)
+    # another's submit keeps it going
+    again = house.packet("Q", key)
+    house.say(link, again, again)
+    house.say(other, again)
+    house.say(link, house.cancel("Q"))
+    assert house.gateway.switch.in_flight == 1
+    house.say(other, house.cancel("Q"))
+    if key == "df:work":
+        house.answer(worker, -1)
+    else:
+        house.do(house.suspended[-1].set_result, 1)
+    house.pass_time(0.1)
+    assert house.gateway.switch.in_flight == 0
+
+
 def test_what_was_cancelled_before_it_began_may_come_again(house: House) -> None:
     worker, link = house.worker("bob", "df:work", window=1), house.link("bob")
     packet = house.packet("P", "df:work")

@@ -159,6 +159,8 @@ cdef class Flight:
 
     # The same packet again, by this submit: it gets the one answer, too. False: too many wait for that already.
     cdef bint attach(self, Member member, int64_t seq) except -1
+    # This link wants no answer any more, whatever it has submitted again.
+    cdef int detach(self, Member member) except -1
     # Has a reactor got it, or is its handler here running?
     cdef bint has_begun(self) noexcept
     # Does another submit wait for it? Those whose links have gone do not count any more.

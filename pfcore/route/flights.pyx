@@ -201,6 +201,14 @@ cdef class Flight:
         self.attached.append((member, seq))
         return True
 
+    cdef int detach(self, Member member) except -1:
+        cdef list others
+        if self.attached is not None:
+            others = [pair for pair in self.attached if pair[0] is not member]
+            pay_back([pair for pair in self.attached if pair[0] is member])
+            self.attached = others or None
+        return 0
+
     cdef bint has_begun(self) noexcept:
         return self.state == FlightState.SENT or (
             self.state == FlightState.LOCAL and (self.job is None or self.job.started > 0))

@@ -745,7 +745,10 @@ cdef class Flow(Way):
         if member is None:
             return 0
         flight = self.flights.find(member.principal.number, packet_id, n, &clash)
-        if flight is None or flight.origin is not member or flight.others_wait():
+        if flight is None:
+            return 0
+        flight.detach(member)
+        if flight.origin is not member or flight.others_wait():
             return 0
         target = flight.target
         if flight.has_begun():

@@ -185,6 +185,8 @@ cdef class Local:
         cdef int64_t number
         if flight is None or flight.state != FlightState.LOCAL or flight.engine is not engine:
             return self.dispatcher.drop(engine, job, why)
+        if why == DropReason.CANCELLED_BY_PEER and engine.member is not None:
+            flight.detach(<Member>engine.member)
         if why != DropReason.EXPIRED and self.inner is not None and self.inner is not engine and (
                 (why == DropReason.DISCONNECTED and flight.retries > 0 and flight.outlives()
                  and self.dispatcher.charge_to(<Job>job, flight.account)) or flight.others_wait()):

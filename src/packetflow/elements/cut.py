@@ -27,9 +27,9 @@ class Cut(Generic[T]):
 
     result: T
 
-    def __init__(self, work: Callable[[], T], clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, work: Callable[[], T], clock: Callable[[], float] | None = None) -> None:
         self._greenlet: Any = greenlet(work)
-        self._clock = clock
+        self._clock = time.perf_counter if clock is None else clock
         self._ends = 0.0
 
     def go_on(self) -> bool:

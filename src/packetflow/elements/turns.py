@@ -130,11 +130,11 @@ class Turns:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] | None = None,
         later: Callable[[Callable[[], object]], object] | None = None,
     ) -> None:
         self._loop = loop
-        self._clock = clock
+        self._clock = clock = time.perf_counter if clock is None else clock
         self._later = later or loop.call_soon
         self._ends = 0.0  # of the present slice; meaningful while a round is scheduled
         self._scheduled = False  # a round is
