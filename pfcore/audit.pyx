@@ -17,13 +17,14 @@ from pfcore.memory.heap cimport HeapEntry, PriorityHeap
 from pfcore.route.directory cimport ANNOUNCED_BYTES, ROUTE_BYTES
 from pfcore.route.flights cimport Asked, Flight, FlightState, Member, Route
 from pfcore.route.ledger cimport Ledger
+from pfcore.route.queue cimport Queue, Share
 from pfcore.route.switch cimport Switch
 from pfcore.work.dispatch cimport Dispatcher
 from pfcore.work.fair cimport FairQueue, Turn
 from pfcore.work.keys cimport Keyed, KeyTable
 from pfcore.work.worker cimport Job, Lane, Worker
 
-__all__ = ["audit", "audit_heap", "audit_ledger", "audit_table", "in_flight"]
+__all__ = ["audit", "audit_heap", "audit_ledger", "audit_queue", "audit_table", "in_flight"]
 
 cdef tuple _STATES = ("free", "waiting", "queued", "sent", "local")
 
@@ -51,6 +52,27 @@ def _items(PriorityHeap heap):
         if entry.home != NULL:
             found.append((entry, entry.item))
     return found
+
+
+def _queued(Queue queue):
+    """``[(entry, item)]`` of all shares."""
+    return [pair for share in queue.order for pair in _items((<Share>share).heap)]
+
+
+def audit_queue(Queue queue not None, str name="queue"):
+    """What is wrong in a queue: its shares, their places, their heaps, its count."""
+    cdef list wrong = []
+    cdef Share share
+    for place, share in enumerate(queue.order):
+        if share.place != place or share.queue is not queue or queue.shares.get(share.account) is not share:
+            wrong.append(f"{name}: a share does not know its place")
+        if share.heap.live() == 0:
+            wrong.append(f"{name}: a share is empty")
+        wrong += audit_heap(share.heap, name)
+    if len(queue.shares) != len(queue.order) or queue.count != len(_queued(queue)):
+        wrong.append(f"{name}: {len(_queued(queue))} items of {len(queue.order)} accounts, the counts say"
+                     f" {queue.count} of {len(queue.shares)}")
+    return wrong
 
 
 def audit_table(PendingTable table not None, str name="table"):
@@ -270,10 +292,11 @@ cdef int _check_state(Switch switch, Flight flight, object label, list wrong) ex
 
 
 cdef int _check_queued(Switch switch, Flight flight, object label, list wrong) except -1:
-    if flight.entry.home != <void*>flight.home or flight.entry.item is not flight:
+    cdef Queue queue = flight.home.queue
+    if flight.entry.home != <void*>flight.home.heap or flight.entry.item is not flight:
         wrong.append(f"{label} is not in the queue that it believes to be in")
-    if flight.home is not flight.route.queue and flight.home is not switch.newcomers.curious and not any(
-            (<Member>member).queue is flight.home
+    if queue is not flight.route.queue and queue is not switch.newcomers.curious and not any(
+            (<Member>member).queue is queue
             for member in [*switch.membership.members.values(), *switch.membership.leaving]):
         wrong.append(f"{label} is in nobody's queue")
     return 0
@@ -402,12 +425,12 @@ def _check_routes(Switch switch, list wrong):
         announced = sum((<Member>one).listed for one in route.members)
         if route.announced != announced:
             wrong.append(f"route {route.key}: {announced} announced it, the count says {route.announced}")
-        wrong += audit_heap(route.queue, f"queue of {route.key}")
+        wrong += audit_queue(route.queue, f"queue of {route.key}")
         if (len(route.queue) > 0) != (route.queued_at >= 0):
             wrong.append(f"route {route.key}: {len(route.queue)} are queued, its place among those with a queue is"
                          f" {route.queued_at}")
-        for _, item in _items(route.queue):
-            if not isinstance(item, Flight) or (<Flight>item).home is not route.queue:
+        for _, item in _queued(route.queue):
+            if not isinstance(item, Flight) or (<Flight>item).home.queue is not route.queue:
                 wrong.append(f"the queue of {route.key} has {item!r}")
     for place, route in enumerate(switch.queues.routes):
         if route.queued_at != place:
@@ -443,9 +466,9 @@ def _check_members(Switch switch, list wrong):
         if member.dirty != any(one is member for one in switch.dirty):
             wrong.append(f"{name} has output, and nobody will flush it")
         if member.queue is not None:
-            wrong += audit_heap(member.queue, f"queue of {name}")
-            for _, item in _items(member.queue):
-                if not isinstance(item, Flight) or (<Flight>item).home is not member.queue:
+            wrong += audit_queue(member.queue, f"queue of {name}")
+            for _, item in _queued(member.queue):
+                if not isinstance(item, Flight) or (<Flight>item).home.queue is not member.queue:
                     wrong.append(f"the queue of {name} has {item!r}")
     if len(switch.newcomers.unlisted) + len(switch.newcomers.unasked) + len(switch.newcomers.asked) > sum(
             not (<Member>one).listed for one in switch.membership.members.values()):

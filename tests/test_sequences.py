@@ -789,3 +789,33 @@ def test_broadcasts_that_nobody_waits_for_end_with_their_reactor(house: House) -
     house.pass_time(0.1)
     assert engine.in_flight == 0
     assert house.held(link) <= before
+
+
+# ---------------------------------------------------------------- who has his turn at a reactor
+
+
+@pytest.mark.parametrize("key", ["df:work", "df:other"])
+@pytest.mark.parametrize("links", [1, 20])
+def test_nobodys_urgent_packets_keep_anothers_from_a_reactor(house: House, key: str, links: int) -> None:
+    worker = house.worker("alice", "df:work", window=1)
+    house.heartbeat(worker, ["df:work", "df:other"], window=1)
+    strangers = [house.link() for _ in range(links)]
+    for n in range(1000):
+        house.links[strangers[n % links]].engine.heard(0)
+        house.say(strangers[n % links], house.packet(f"loud{n}", "df:work", priority=10))
+    victim = house.link("bob")
+    house.say(victim, house.packet("quiet", key, priority=1))
+    for place in range(links * 8 + 2):
+        house.answer(worker, place)
+    assert house.outcomes("quiet") or house.work[worker][-1]["payload"]["id"] == "quiet"
+
+
+def test_of_ones_own_packets_the_most_urgent_goes_first(house: House) -> None:
+    worker = house.worker("alice", "df:work", window=1)
+    links = [house.link("bob") for _ in range(3)]
+    for n in range(30):
+        house.say(links[n % 3], house.packet(f"p{n}", "df:work", priority=1 + n % 10))
+    for place in range(29):
+        house.answer(worker, place)
+    priorities = [work["payload"]["priority"] for work in house.work[worker]][1:]
+    assert priorities == sorted(priorities, reverse=True)

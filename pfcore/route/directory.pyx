@@ -7,8 +7,8 @@ cimport cython
 from libc.stdint cimport int64_t
 
 from pfcore.memory.budget cimport Account, shared_room
-from pfcore.memory.heap cimport PriorityHeap
 from pfcore.route.flights cimport Member, Policy, Route
+from pfcore.route.queue cimport Queue
 from pfcore.wire.terms cimport GROUP_DF
 from pfcore.work.dispatch cimport Dispatcher
 from pfcore.work.handler cimport Handler
@@ -95,7 +95,7 @@ cdef class Directory:
 
     cdef Route _add(self, Route route):
         route.members = []
-        route.queue = PriorityHeap()
+        route.queue = Queue()
         route.queued_at = -1
         route.last_served = <int64_t>self.gone.pop(route.key, 0)
         route.alias = self.aliases.get(route.key)

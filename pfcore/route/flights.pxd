@@ -7,8 +7,9 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from pfcore.link.engine cimport Engine
 from pfcore.memory.budget cimport Account
-from pfcore.memory.heap cimport HeapEntry, PriorityHeap
+from pfcore.memory.heap cimport HeapEntry
 from pfcore.route.ledger cimport Ledger
+from pfcore.route.queue cimport Queue, Rounds, Share
 from pfcore.work.keys cimport Keyed
 from pfcore.work.worker cimport Job
 
@@ -61,7 +62,7 @@ cdef class Route(Keyed):
         bint yields              # ... which a reactor that announces nothing may stand in for
         readonly object alias    # key of the standard element that a two-letter code means, or None
         Policy policy
-        PriorityHeap queue       # of Flight
+        Queue queue              # of Flight
         Py_ssize_t queued_at     # place among the switch's routes with a queue, -1: its queue is empty
         uint64_t may_submit      # a bit for each role
         uint64_t may_handle
@@ -106,7 +107,8 @@ cdef class Member:
         bint gone
         bint dirty               # has output to be flushed at the end of the batch
         double latency           # ns, a moving average; 0: none yet
-        PriorityHeap queue       # flights that only it may have, or None
+        Queue queue              # flights that only it may have, or None
+        Rounds rounds            # whose packets it was given of those that waited
         uint64_t* refused        # hashes of keys that it refused; NULL while there is none
         dict strikes             # hash of key -> deadlines missed in a row, or None
 
@@ -150,7 +152,7 @@ cdef class Flight:
         Py_ssize_t head          # bytes of it that come before the timeout
         Py_ssize_t length
         HeapEntry entry          # while QUEUED
-        PriorityHeap home        # where
+        Share home               # where
         list attached            # [(Member, seq)]: the same packet, sent again
         list tried               # members that refused it, or None
         set needs                # WAITING: ids that have not ended

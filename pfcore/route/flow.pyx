@@ -10,13 +10,13 @@ from pfcore.memory.budget cimport Account, shared_room
 from pfcore.memory.buffers cimport OP_TEXT, OutputBuffer
 from pfcore.memory.bytes_ops cimport pf_fingerprint
 from pfcore.memory.clock cimport monotonic_ns as pf_monotonic_ns
-from pfcore.memory.heap cimport PriorityHeap
 from pfcore.memory.ids cimport ID_LENGTH, hash_key, write_id
 from pfcore.route.choose cimport all_refused, another, choose, retries_of, routing_key
 from pfcore.route.directory cimport Directory
 from pfcore.route.flights cimport NOBODY_ROLE, REFUSALS, Asked, Flight, FlightState, Member, Principal, Route, pay_back
 from pfcore.route.ledger cimport Ledger, Outcome
 from pfcore.route.newcomers cimport WAIT_FOR_ASKED
+from pfcore.route.queue cimport Queue
 from pfcore.route.queues cimport Queues
 from pfcore.route.way cimport Way
 from pfcore.wire.reader cimport (
@@ -353,14 +353,14 @@ cdef class Flow(Way):
                 return self.send(flight, target, reader, now)
             # only this one may have it: it waits for this one
             if target.queue is None:
-                target.queue = PriorityHeap()
+                target.queue = Queue()
             return self.enqueue(flight, target.queue, reader, now)
         if some and flight.tried is not None:
             # one that had room has refused it: at the head of the queue of all it would keep that one from the others
             target = another(route, flight, None, self.newcomers.unlisted)
             if target is not None:
                 if target.queue is None:
-                    target.queue = PriorityHeap()
+                    target.queue = Queue()
                 return self.enqueue(flight, target.queue, reader, now)
         if some:
             return self.enqueue(flight, route.queue, reader, now)
@@ -442,16 +442,16 @@ cdef class Flow(Way):
         self.routed += 1
         return self.touch(target, target.outstanding)
 
-    cdef int enqueue(self, Flight flight, PriorityHeap heap, FrameReader reader, int64_t now) except -1:
+    cdef int enqueue(self, Flight flight, Queue queue, FrameReader reader, int64_t now) except -1:
         cdef Queues queues = self.queues
-        if not queues.room(flight, heap):
+        if not queues.room(flight, queue):
             return self.fail(
-                flight, "PF429", f"max_waiting: {heap.live()} packets wait for {flight.route.key} already,"
+                flight, "PF429", f"max_waiting: {queue.live()} packets wait for {flight.route.key} already,"
                 f" {flight.account.queued} in all for {flight.account.name}, at most {queues.most} may",
                 {"retry_after_ms": RETRY_AFTER_MS}, now)
         if reader is not None and not self.hold(flight, reader):
             return 0
-        return queues.enter(flight, heap)
+        return queues.enter(flight, queue)
 
     cdef int withdraw(self, Flight flight) except -1:
         """Tells the reactor that has it, where it understands."""
@@ -478,8 +478,7 @@ cdef class Flow(Way):
             head = queues.most_urgent(member, not member.room(False))
             if head is None:
                 break
-            head.home.pop()
-            queues.left(head)
+            queues.take(head, member)
             if member.listed and head.route not in member.routes:
                 self.place_again(head, now)  # it was to be this one's alone, which may have it no longer
             else:

@@ -9,12 +9,12 @@ from libc.string cimport memset
 from pfcore.link.engine cimport Engine
 from pfcore.link.pending cimport PendingTable
 from pfcore.memory.budget cimport Account, Budget
-from pfcore.memory.heap cimport PriorityHeap
 from pfcore.route.choose cimport eligible
 from pfcore.route.dependencies cimport Dependencies
 from pfcore.route.directory cimport Directory
 from pfcore.route.flights cimport NOBODY_ROLE, REFUSALS, Asked, Flight, FlightState, Member, Principal
 from pfcore.route.newcomers cimport ASK_AFTER, Newcomers
+from pfcore.route.queue cimport Queue, Rounds
 from pfcore.route.queues cimport Queues
 from pfcore.route.table cimport FlightTable
 from pfcore.route.way cimport Way
@@ -61,6 +61,7 @@ cdef class Membership:
         member.inside = inside
         member.window = member.announced_window = DEFAULT_WINDOW
         member.routes = {}
+        member.rounds = Rounds()
         member.handles = () if handles is None else tuple(handles)
         member.listed = handles is not None
         engine.member = member
@@ -120,7 +121,7 @@ cdef class Membership:
                 way.send(flight, target, None, way.now)
             else:
                 if target.queue is None:
-                    target.queue = PriorityHeap()
+                    target.queue = Queue()
                 way.enqueue(flight, target.queue, None, way.now)
         return moved
 

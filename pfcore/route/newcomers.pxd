@@ -8,8 +8,8 @@
 
 from libc.stdint cimport int64_t
 
-from pfcore.memory.heap cimport PriorityHeap
 from pfcore.route.flights cimport Member, Principal, Route
+from pfcore.route.queue cimport Queue
 from pfcore.route.queues cimport Queues
 from pfcore.route.table cimport FlightTable
 from pfcore.route.way cimport Way
@@ -29,7 +29,7 @@ cdef class Newcomers:
         int64_t doubted          # ns; when the last of them did not
         Route question           # of what they are asked for: nobody has it
         Principal asking         # whose the questions are
-        PriorityHeap curious     # flights that wait for such an answer
+        Queue curious            # flights that wait for such an answer
         Py_ssize_t looking       # of them, how many have yet to look again
 
     # A link that announces nothing has opened; it announces after all, or has gone.

@@ -8,9 +8,9 @@ from libc.stdint cimport int64_t
 from pfcore.link.engine cimport EngineState
 from pfcore.memory.buffers cimport OP_TEXT, OutputBuffer
 from pfcore.memory.clock cimport monotonic_ns as pf_monotonic_ns
-from pfcore.memory.heap cimport PriorityHeap
 from pfcore.memory.ids cimport ID_LENGTH, write_id
 from pfcore.route.flights cimport Asked, Flight, FlightState, Member, Principal, Route
+from pfcore.route.queue cimport Queue
 from pfcore.route.queues cimport Queues
 from pfcore.route.table cimport FlightTable
 from pfcore.route.way cimport Way
@@ -44,7 +44,7 @@ cdef class Newcomers:
         self.question = Route.__new__(Route)
         self.question.name("df", "packetflow.anyone")
         self.question.members = []
-        self.question.queue = PriorityHeap()
+        self.question.queue = Queue()
         self.question.queued_at = -1
 
     cdef int enter(self, Member member, int64_t now) except -1:

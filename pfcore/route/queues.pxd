@@ -1,24 +1,26 @@
 # Flights that wait for room: at the reactors of an element, or at one that alone may have them.
 
-from pfcore.memory.heap cimport PriorityHeap
 from pfcore.route.flights cimport Flight, Member
+from pfcore.route.queue cimport Queue
 
 cdef class Queues:
     cdef:
         readonly Py_ssize_t count    # flights that wait
         readonly Py_ssize_t most     # that may wait for one element or reactor
         list routes              # those whose queue is not empty; Route.queued_at is the place
-        PriorityHeap curious     # of those that wait for a word of links which announce nothing, in order of arrival
+        Queue curious            # of those that wait for a word of links which announce nothing, in order of arrival
         dict behind              # Member -> None: has room, and more elements than were looked at
 
     # Is there room for one more of this account's in this queue?
-    cdef bint room(self, Flight flight, PriorityHeap heap) except -1
-    cdef int enter(self, Flight flight, PriorityHeap heap) except -1
+    cdef bint room(self, Flight flight, Queue queue) except -1
+    cdef int enter(self, Flight flight, Queue queue) except -1
     # Takes it out of the queue that it stands in, if it does; `left`: it was popped.
     cdef int leave(self, Flight flight) except -1
+    # This reactor gets it: what `most_urgent` has just said.
+    cdef int take(self, Flight flight, Member member) except -1
     cdef int left(self, Flight flight) except -1
     # Where work for a reactor may wait.
     cdef list routes_of(self, Member member)
-    # The most urgent of what a reactor with room may have, still in its queue; None: nothing. `urgent`: only what an
-    # event may have is left. Of many elements a part is looked at: `member.unseen` says how many are left.
+    # The most urgent of what a reactor with room may have, still in its queue; None: nothing. Accounts that have had
+    # their part of its round come after all others. `urgent`: only what an event may have is left. Of many elements a part is looked at: `member.unseen` says how many are left.
     cdef Flight most_urgent(self, Member member, bint urgent)

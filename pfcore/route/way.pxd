@@ -7,8 +7,8 @@
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from pfcore.link.engine cimport Sink
-from pfcore.memory.heap cimport PriorityHeap
 from pfcore.route.flights cimport Flight, Member, Route
+from pfcore.route.queue cimport Queue
 from pfcore.wire.reader cimport FrameReader
 
 cdef class Way(Sink):
@@ -45,7 +45,7 @@ cdef class Way(Sink):
     # It finds its reactor, is given to this one, or waits in this queue.
     cdef int place(self, Flight flight, FrameReader reader, int64_t now) except -1
     cdef int send(self, Flight flight, Member target, FrameReader reader, int64_t now) except -1
-    cdef int enqueue(self, Flight flight, PriorityHeap heap, FrameReader reader, int64_t now) except -1
+    cdef int enqueue(self, Flight flight, Queue queue, FrameReader reader, int64_t now) except -1
     # Gives a reactor that has room what waits for it.
     cdef int pump(self, Member member, int64_t now) except -1
     # Tells the reactor that has it that it is wanted no more, where it understands.

@@ -2,8 +2,8 @@
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
-from pfcore.memory.heap cimport PriorityHeap
 from pfcore.route.flights cimport Flight, Member, Route
+from pfcore.route.queue cimport Queue
 from pfcore.wire.reader cimport FrameReader
 
 __all__ = ["Way"]
@@ -54,7 +54,7 @@ cdef class Way(Sink):
     cdef int send(self, Flight flight, Member target, FrameReader reader, int64_t now) except -1:
         raise NotImplementedError
 
-    cdef int enqueue(self, Flight flight, PriorityHeap heap, FrameReader reader, int64_t now) except -1:
+    cdef int enqueue(self, Flight flight, Queue queue, FrameReader reader, int64_t now) except -1:
         raise NotImplementedError
 
     cdef int pump(self, Member member, int64_t now) except -1:

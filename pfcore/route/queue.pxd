@@ -1,0 +1,54 @@
+# Packets that wait in one place: of each account the most urgent first, the accounts by turns.
+#
+# Each account has a heap of its own, so nobody's urgent packets keep another's
+# waiting for ever. Whose turn it is is not the queue's business but that of the
+# reactor with room: it may take from many queues, and counts in rounds how many
+# packets of whom it was given (`Rounds`). So a queue costs nothing to share.
+
+from libc.stdint cimport int64_t
+
+from pfcore.memory.budget cimport Account
+from pfcore.memory.heap cimport HeapEntry, PriorityHeap
+
+cdef enum:
+    ROUND = 8                    # packets of one account in a round, while others wait as well
+
+# What one account has in a queue.
+cdef class Share:
+    cdef:
+        Account account
+        readonly PriorityHeap heap
+        Queue queue              # None once nothing is left in it
+        Py_ssize_t place         # in the queue's `order`
+
+cdef class Queue:
+    cdef:
+        list order               # Shares
+        dict shares              # Account -> Share
+        Py_ssize_t at            # where the next look begins
+        readonly Py_ssize_t count
+
+    cdef inline Py_ssize_t live(self) noexcept:
+        return self.count
+
+    # Puts an item in. Its entry; where it stands is `shares[account]`.
+    cdef HeapEntry push(self, object item, Account account, int64_t priority)
+    # Takes it out of the share that it stands in.
+    cdef int remove(self, Share share, HeapEntry entry) except -1
+    # Takes the first of a share.
+    cdef object pop_from(self, Share share)
+    # The share whose head is to go next, of those that have not had their part of this round; of all, where there are
+    # no others, and `over` is set. The queue is not empty.
+    cdef Share next_of(self, Rounds rounds, bint* over)
+    # The first of whoever comes, for those that take all; None where there is nothing.
+    cdef object pop(self)
+    cdef int _left(self, Share share) except -1
+
+# Whose packets a reactor was given of late.
+cdef class Rounds:
+    cdef dict given              # Account -> packets of this round
+
+    cdef bint spent(self, Account account) except -1
+    cdef int note(self, Account account) except -1
+    # Everybody has had his part: the next round.
+    cdef int over(self) except -1

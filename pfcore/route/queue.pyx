@@ -1,0 +1,136 @@
+"""Packets that wait in one place. See ``queue.pxd``."""
+
+cimport cython
+from libc.stdint cimport int64_t
+
+from pfcore.memory.budget cimport Account
+from pfcore.memory.heap cimport HeapEntry, PriorityHeap
+
+__all__ = ["Queue", "Rounds"]
+
+cdef enum:
+    LOOKED_AT = 64               # accounts compared at once: with more, urgency holds among so many
+    MOST_KNOWN = 4096            # accounts of a round
+
+
+@cython.final
+cdef class Share:
+    pass
+
+
+@cython.final
+cdef class Queue:
+    """Items of accounts; `push`, `take` and `discard` are for tests."""
+
+    def __init__(self):
+        self.order = []
+        self.shares = {}
+
+    def __len__(self):
+        return self.count
+
+    cdef HeapEntry push(self, object item, Account account, int64_t priority):
+        cdef Share share = <Share>self.shares.get(account)
+        cdef HeapEntry entry
+        if share is None:
+            share = Share.__new__(Share)
+            share.account = account
+            share.heap = PriorityHeap()
+            entry = share.heap.push(item, priority)
+            self.shares[account] = share
+            share.queue = self
+            share.place = len(self.order)
+            self.order.append(share)
+        else:
+            entry = share.heap.push(item, priority)
+        self.count += 1
+        return entry
+
+    cdef int remove(self, Share share, HeapEntry entry) except -1:
+        if share.heap.remove(entry):
+            self._left(share)
+        return 0
+
+    cdef object pop_from(self, Share share):
+        item = share.heap.pop()
+        self.at = share.place + 1
+        self._left(share)
+        return item
+
+    cdef object pop(self):
+        return self.pop_from(<Share>self.order[self.at % len(self.order)]) if self.count > 0 else None
+
+    cdef int _left(self, Share share) except -1:
+        cdef Share last
+        self.count -= 1
+        if share.heap.live() == 0:
+            last = <Share>self.order.pop()
+            if last is not share:
+                self.order[share.place] = last
+                last.place = share.place
+            share.queue = None
+            del self.shares[share.account]
+        return 0
+
+    cdef Share next_of(self, Rounds rounds, bint* over):
+        cdef Py_ssize_t n = len(self.order), k
+        cdef Share share, best = None
+        cdef bint spent
+        cdef int64_t urgency, urgent = 0
+        over[0] = True
+        if self.at >= n:
+            self.at = 0
+        for k in range(min(n, LOOKED_AT)):
+            share = <Share>self.order[(self.at + k) % n]
+            spent = rounds.spent(share.account)
+            if spent and not over[0]:
+                continue
+            urgency = ~share.heap.nodes[0].priority
+            if best is None or urgency > urgent or (over[0] and not spent):
+                best = share
+                urgent = urgency
+                over[0] = spent
+        return best
+
+    # -- for Python: tests
+
+    def add(self, item, Account account, int64_t priority):
+        """Puts an item in; its entry."""
+        return self.push(item, account, priority)
+
+    def take(self, Rounds rounds not None):
+        """The item that goes next to who counts these rounds; None where there is nothing."""
+        cdef bint over
+        cdef Share share
+        if self.count == 0:
+            return None
+        share = self.next_of(rounds, &over)
+        if over:
+            rounds.over()
+        rounds.note(share.account)
+        return self.pop_from(share)
+
+    def discard(self, HeapEntry entry not None, Account account):
+        """Takes an item out."""
+        self.remove(<Share>self.shares[account], entry)
+
+
+@cython.final
+cdef class Rounds:
+    """Empty at first."""
+
+    cdef bint spent(self, Account account) except -1:
+        return self.given is not None and <Py_ssize_t>self.given.get(account, 0) >= ROUND
+
+    cdef int note(self, Account account) except -1:
+        if self.given is None:
+            self.given = {}
+        elif len(self.given) >= MOST_KNOWN:
+            self.given.clear()  # accounts that have gone, most of them
+        self.given[account] = <Py_ssize_t>self.given.get(account, 0) + 1
+        return 0
+
+    cdef int over(self) except -1:
+        if self.given is not None:
+            self.given.clear()
+        return 0
