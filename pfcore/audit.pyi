@@ -6,8 +6,8 @@ from pfcore.link.engine import Engine
 from pfcore.link.pending import PendingTable
 from pfcore.memory.budget import Account
 from pfcore.memory.heap import PriorityHeap
+from pfcore.memory.queue import Queue
 from pfcore.route.ledger import Ledger
-from pfcore.route.queue import Queue
 from pfcore.route.switch import Switch
 
 __all__ = ["audit", "audit_heap", "audit_ledger", "audit_queue", "audit_table", "in_flight"]

@@ -14,10 +14,10 @@ from pfcore.link.pending cimport LEVELS, TICK_BITS, WHEEL_SLOTS, Entry, PendingT
 from pfcore.link.reply cimport Reply, ReplyState
 from pfcore.memory.budget cimport LITTLE, Account, Budget
 from pfcore.memory.heap cimport HeapEntry, PriorityHeap
+from pfcore.memory.queue cimport Queue, Share
 from pfcore.route.directory cimport ANNOUNCED_BYTES, ROUTE_BYTES
 from pfcore.route.flights cimport Asked, Flight, FlightState, Member, Route
 from pfcore.route.ledger cimport Ledger
-from pfcore.route.queue cimport Queue, Share
 from pfcore.route.switch cimport Switch
 from pfcore.work.dispatch cimport Dispatcher
 from pfcore.work.fair cimport FairQueue, Turn
@@ -578,7 +578,8 @@ def _check_dispatcher(Dispatcher dispatcher, list engines, list workers, list wr
             *[((<Turn>turn).heap, dispatcher.queue, "dispatcher's queue") for turn in dispatcher.queue.turns.values()],
             *[((<Turn>turn).heap, dispatcher.unbounded_queue, "dispatcher's unbounded queue")
               for turn in dispatcher.unbounded_queue.turns.values()],
-            *[((<Lane>one).queue, None, "queue of a lane") for one in dispatcher.lanes.values()]):
+            *[((<Share>share).heap, None, "queue of a lane")
+              for one in dispatcher.lanes.values() for share in (<Lane>one).queue.order]):
         wrong += audit_heap(heap, name)
         for entry, item in _items(heap):
             job = <Job?>item
@@ -610,6 +611,7 @@ def _check_dispatcher(Dispatcher dispatcher, list engines, list workers, list wr
         wrong.append(f"dispatcher: {running} handlers run and {waiting} wait, the counts say {dispatcher.running}"
                      f" and {dispatcher.waiting}")
     for key, lane in dispatcher.lanes.items():
+        wrong += audit_queue(lane.queue, "queue of a lane")
         if lane.key != key or lane.busy != busy.get(lane, 0):
             wrong.append(f"dispatcher: a lane has {busy.get(lane, 0)} in it, its count says {lane.busy}")
         if lane.busy <= 0 or (len(lane.queue) > 0 and lane.busy < lane.limit):

@@ -819,3 +819,21 @@ def test_of_ones_own_packets_the_most_urgent_goes_first(house: House) -> None:
         house.answer(worker, place)
     priorities = [work["payload"]["priority"] for work in house.work[worker]][1:]
     assert priorities == sorted(priorities, reverse=True)
+
+
+def test_nobodys_urgent_packets_keep_anothers_from_a_lane(house: House) -> None:
+    async def keyed(data: Any) -> Any:
+        house.suspended.append(asyncio.get_running_loop().create_future())
+        house.runs.append(data)
+        return await house.suspended[-1]
+
+    house.register(Handler("cf", "keyed", keyed))
+    stranger, victim = house.link(), house.link("bob")
+    for n in range(200):
+        house.links[stranger].engine.heard(0)
+        house.say(stranger, house.packet(f"loud{n}", "cf:keyed", "loud", priority=10, metadata={"key": "k"}))
+    house.say(victim, house.packet("quiet", "cf:keyed", "quiet", priority=1, metadata={"key": "k"}))
+    for place in range(12):
+        house.do(house.suspended[place].set_result, 1)
+        house.pass_time(0.01)
+    assert "quiet" in house.runs

@@ -7,8 +7,8 @@ cimport cython
 from libc.stdint cimport int64_t
 
 from pfcore.memory.budget cimport Account, shared_room
+from pfcore.memory.queue cimport Queue
 from pfcore.route.flights cimport Member, Policy, Route
-from pfcore.route.queue cimport Queue
 from pfcore.wire.terms cimport GROUP_DF
 from pfcore.work.dispatch cimport Dispatcher
 from pfcore.work.handler cimport Handler

@@ -8,8 +8,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from pfcore.link.engine cimport Engine
 from pfcore.memory.budget cimport Account
 from pfcore.memory.heap cimport HeapEntry
+from pfcore.memory.queue cimport Queue, Rounds, Share
 from pfcore.route.ledger cimport Ledger
-from pfcore.route.queue cimport Queue, Rounds, Share
 from pfcore.work.keys cimport Keyed
 from pfcore.work.worker cimport Job
 

@@ -11,12 +11,12 @@ from pfcore.memory.buffers cimport OP_TEXT, OutputBuffer
 from pfcore.memory.bytes_ops cimport pf_fingerprint
 from pfcore.memory.clock cimport monotonic_ns as pf_monotonic_ns
 from pfcore.memory.ids cimport ID_LENGTH, hash_key, write_id
+from pfcore.memory.queue cimport Queue
 from pfcore.route.choose cimport all_refused, another, choose, retries_of, routing_key
 from pfcore.route.directory cimport Directory
 from pfcore.route.flights cimport NOBODY_ROLE, REFUSALS, Asked, Flight, FlightState, Member, Principal, Route, pay_back
 from pfcore.route.ledger cimport Ledger, Outcome
 from pfcore.route.newcomers cimport WAIT_FOR_ASKED
-from pfcore.route.queue cimport Queue
 from pfcore.route.queues cimport Queues
 from pfcore.route.way cimport Way
 from pfcore.wire.reader cimport (

@@ -9,12 +9,12 @@ from libc.string cimport memset
 from pfcore.link.engine cimport Engine
 from pfcore.link.pending cimport PendingTable
 from pfcore.memory.budget cimport Account, Budget
+from pfcore.memory.queue cimport Queue, Rounds
 from pfcore.route.choose cimport eligible
 from pfcore.route.dependencies cimport Dependencies
 from pfcore.route.directory cimport Directory
 from pfcore.route.flights cimport NOBODY_ROLE, REFUSALS, Asked, Flight, FlightState, Member, Principal
 from pfcore.route.newcomers cimport ASK_AFTER, Newcomers
-from pfcore.route.queue cimport Queue, Rounds
 from pfcore.route.queues cimport Queues
 from pfcore.route.table cimport FlightTable
 from pfcore.route.way cimport Way

@@ -8,8 +8,8 @@
 
 from libc.stdint cimport int64_t
 
+from pfcore.memory.queue cimport Queue
 from pfcore.route.flights cimport Member, Principal, Route
-from pfcore.route.queue cimport Queue
 from pfcore.route.queues cimport Queues
 from pfcore.route.table cimport FlightTable
 from pfcore.route.way cimport Way

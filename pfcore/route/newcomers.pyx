@@ -9,8 +9,8 @@ from pfcore.link.engine cimport EngineState
 from pfcore.memory.buffers cimport OP_TEXT, OutputBuffer
 from pfcore.memory.clock cimport monotonic_ns as pf_monotonic_ns
 from pfcore.memory.ids cimport ID_LENGTH, write_id
+from pfcore.memory.queue cimport Queue
 from pfcore.route.flights cimport Asked, Flight, FlightState, Member, Principal, Route
-from pfcore.route.queue cimport Queue
 from pfcore.route.queues cimport Queues
 from pfcore.route.table cimport FlightTable
 from pfcore.route.way cimport Way

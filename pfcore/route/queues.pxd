@@ -1,7 +1,7 @@
 # Flights that wait for room: at the reactors of an element, or at one that alone may have them.
 
+from pfcore.memory.queue cimport Queue
 from pfcore.route.flights cimport Flight, Member
-from pfcore.route.queue cimport Queue
 
 cdef class Queues:
     cdef:

@@ -3,9 +3,9 @@
 cimport cython
 
 from pfcore.memory.budget cimport Account, shared_room
+from pfcore.memory.queue cimport Queue, Share
 from pfcore.route.choose cimport eligible
 from pfcore.route.flights cimport Flight, FlightState, Member, Route
-from pfcore.route.queue cimport Queue, Share
 from pfcore.wire.terms cimport GROUP_ED
 
 __all__ = ["Queues"]

@@ -7,8 +7,8 @@
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from pfcore.link.engine cimport Sink
+from pfcore.memory.queue cimport Queue
 from pfcore.route.flights cimport Flight, Member, Route
-from pfcore.route.queue cimport Queue
 from pfcore.wire.reader cimport FrameReader
 
 cdef class Way(Sink):

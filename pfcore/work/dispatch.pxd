@@ -23,7 +23,6 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from pfcore.link.engine cimport Sink, Engine, Incoming
 from pfcore.memory.budget cimport Account
-from pfcore.memory.heap cimport PriorityHeap
 from pfcore.wire.packets cimport Packet
 from pfcore.wire.reader cimport FrameReader
 from pfcore.wire.scan cimport Span

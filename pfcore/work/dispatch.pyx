@@ -29,7 +29,8 @@ from pfcore.memory.cpythonx cimport (
     PyIter_Send,
     PySendResult,
 )
-from pfcore.memory.heap cimport HeapEntry, PriorityHeap
+from pfcore.memory.heap cimport HeapEntry
+from pfcore.memory.queue cimport Queue, Rounds, Share
 from pfcore.wire.packets cimport Packet, new_packet
 from pfcore.wire.reader cimport F_DATA, MAX_CODE, FrameReader, decode_span, group_code, group_index, text_to_str
 from pfcore.wire.scan cimport Kind, Span
@@ -335,7 +336,7 @@ cdef class Dispatcher(WorkerHost):
         job.lane = None
         lane.busy -= 1
         while len(lane.queue) > 0 and lane.busy < lane.limit:
-            following = <Job>lane.queue.pop()
+            following = <Job>lane.queue.next(lane.rounds)
             lane.busy += 1
             self._put(following, self.queue)
         if lane.busy == 0:
@@ -349,7 +350,8 @@ cdef class Dispatcher(WorkerHost):
             lane = Lane.__new__(Lane)
             lane.key = claim.key
             lane.limit = claim.limit
-            lane.queue = PriorityHeap()
+            lane.queue = Queue()
+            lane.rounds = Rounds()
             self.lanes[lane.key] = lane
         return lane
 
@@ -382,7 +384,8 @@ cdef class Dispatcher(WorkerHost):
         if claim.limit > 0:
             job.lane = self._enter_lane(claim)
             if job.lane.busy >= job.lane.limit:
-                job.entry = job.lane.queue.push(job, job.priority)
+                job.entry = job.lane.queue.push(job, job.account, job.priority)
+                job.share = <Share>job.lane.queue.shares[job.account]
                 return job
             job.lane.busy += 1
         self.blocked = False
@@ -822,7 +825,7 @@ cdef class Dispatcher(WorkerHost):
             if dropped.home is not None:
                 dropped.home.remove(<HeapEntry>dropped.entry, dropped.account)
             else:
-                dropped.lane.queue.remove(<HeapEntry>dropped.entry)
+                dropped.lane.queue.remove(dropped.share, <HeapEntry>dropped.entry)
             self.queue_bytes -= dropped.cost
             self.queued_jobs -= 1
             if dropped.account is not None:
@@ -832,9 +835,7 @@ cdef class Dispatcher(WorkerHost):
                 self._leave_lane(dropped)  # it had its place there
             dropped.lane = None
             dropped.home = None
-            dropped.data = None
-            dropped.packet = None
-            dropped.caller = None
+            dropped.data = dropped.packet = dropped.caller = None
             self._settle(dropped)
             self._schedule()
             return self._check_idle()
@@ -866,7 +867,7 @@ cdef class Dispatcher(WorkerHost):
         # a lane's next moves up when its place is given back: until nobody waits anywhere
         for lane in list(self.lanes.values()):
             while (<Lane>lane).queue.live() > 0:
-                job = <Job>(<Lane>lane).queue.peek()
+                job = <Job>(<Lane>lane).queue.first()
                 self.drop(job.engine, job, 0)
                 waiting.append(job)
         for queue in (self.unbounded_queue, self.queue):

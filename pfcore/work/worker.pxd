@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from pfcore.link.engine cimport Sink, Engine
 from pfcore.memory.budget cimport Account
-from pfcore.memory.heap cimport PriorityHeap
+from pfcore.memory.queue cimport Queue, Rounds, Share
 from pfcore.wire.packets cimport Packet
 from pfcore.work.fair cimport FairQueue
 from pfcore.work.handler cimport Handler
@@ -26,7 +26,8 @@ cdef class Lane:
         uint64_t key
         Py_ssize_t limit
         Py_ssize_t busy              # suspended, or in the dispatcher's own queue
-        PriorityHeap queue           # of Job: those behind them
+        Queue queue                  # of Job: those behind them
+        Rounds rounds                # whose packets have had the lane
 
 cdef class Job:
     cdef:
@@ -41,6 +42,7 @@ cdef class Job:
         object caller                # where the handler wants it
         object entry                 # HeapEntry while queued
         FairQueue home               # where, None: in its lane's
+        Share share                  # ... of which account
         Lane lane                    # None: it may run beside any other
         uint8_t priority
         Worker worker                # while running

@@ -1,9 +1,9 @@
-# Packets that wait in one place: of each account the most urgent first, the accounts by turns.
+# What waits in one place: of each account the most urgent first, the accounts by turns.
 #
-# Each account has a heap of its own, so nobody's urgent packets keep another's
-# waiting for ever. Whose turn it is is not the queue's business but that of the
-# reactor with room: it may take from many queues, and counts in rounds how many
-# packets of whom it was given (`Rounds`). So a queue costs nothing to share.
+# Each account has a heap of its own, so nobody's urgent items keep another's
+# waiting for ever. Whose turn it is is the business of who takes: a reactor with
+# room takes from many queues, and counts in rounds what of whom it was given
+# (`Rounds`).
 
 from libc.stdint cimport int64_t
 
@@ -11,7 +11,7 @@ from pfcore.memory.budget cimport Account
 from pfcore.memory.heap cimport HeapEntry, PriorityHeap
 
 cdef enum:
-    ROUND = 8                    # packets of one account in a round, while others wait as well
+    ROUND = 8                    # items of one account in a round, while others wait as well
 
 # What one account has in a queue.
 cdef class Share:
@@ -40,13 +40,16 @@ cdef class Queue:
     # The share whose head is to go next, of those that have not had their part of this round; of all, where there are
     # no others, and `over` is set. The queue is not empty.
     cdef Share next_of(self, Rounds rounds, bint* over)
-    # The first of whoever comes, for those that take all; None where there is nothing.
+    # The item that goes next to who counts these rounds; None where there is nothing.
+    cdef object next(self, Rounds rounds)
+    # The first of whoever comes, for those that take all; None where there is nothing. `first`: left where it is.
     cdef object pop(self)
+    cdef object first(self)
     cdef int _left(self, Share share) except -1
 
-# Whose packets a reactor was given of late.
+# Whose items somebody was given of late.
 cdef class Rounds:
-    cdef dict given              # Account -> packets of this round
+    cdef dict given              # Account -> items of this round
 
     cdef bint spent(self, Account account) except -1
     cdef int note(self, Account account) except -1

@@ -1,4 +1,4 @@
-"""Packets that wait in one place: the most urgent of each account first, the accounts by turns."""
+"""What waits in one place: the most urgent of each account first, the accounts by turns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pfcore.audit import audit_queue
 from pfcore.memory.budget import Account
-from pfcore.route.queue import Queue, Rounds
+from pfcore.memory.queue import Queue, Rounds
 
 ROUND = 8
 

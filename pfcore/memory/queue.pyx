@@ -1,4 +1,4 @@
-"""Packets that wait in one place. See ``queue.pxd``."""
+"""What waits in one place. See ``queue.pxd``."""
 
 cimport cython
 from libc.stdint cimport int64_t
@@ -57,6 +57,20 @@ cdef class Queue:
         self._left(share)
         return item
 
+    cdef object next(self, Rounds rounds):
+        cdef bint over
+        cdef Share share
+        if self.count == 0:
+            return None
+        share = self.next_of(rounds, &over)
+        if over:
+            rounds.over()
+        rounds.note(share.account)
+        return self.pop_from(share)
+
+    cdef object first(self):
+        return (<Share>self.order[0]).heap.peek() if self.count > 0 else None
+
     cdef object pop(self):
         return self.pop_from(<Share>self.order[self.at % len(self.order)]) if self.count > 0 else None
 
@@ -100,15 +114,7 @@ cdef class Queue:
 
     def take(self, Rounds rounds not None):
         """The item that goes next to who counts these rounds; None where there is nothing."""
-        cdef bint over
-        cdef Share share
-        if self.count == 0:
-            return None
-        share = self.next_of(rounds, &over)
-        if over:
-            rounds.over()
-        rounds.note(share.account)
-        return self.pop_from(share)
+        return self.next(rounds)
 
     def discard(self, HeapEntry entry not None, Account account):
         """Takes an item out."""
