@@ -403,6 +403,7 @@ async def test_a_party_that_goes_while_it_comes_breaks_it() -> None:
     async with Gateway("ws://127.0.0.1:0/packetflow/v1", store=far) as hub, Reactor(hub.endpoint) as client:
         lost = client.call("co", "sync", {"barrier": "b", "parties": 2}, timeout_ms=50)
         assert (await refused(lost)).code == "PF408"
+        said.set()  # only now is it known whether it has come
         await until(lambda: stores[0].puts == 2)
         kept = await stores[0].get("barrier", "b")
         assert co.BARRIERS.decode("b", kept.value).generation == 1
@@ -454,3 +455,13 @@ async def test_steps_that_were_refused_and_steps_with_much_data(hub: Gateway, cl
     assert len(entries[1]["data"]) == 100_000
     packet = gather(step("df", "full"))
     assert (await refused(client.call(packet["group"], packet["element"], packet["data"]))).code == "PF424"
+
+
+async def test_a_generation_ends_however_many_names_there_are(client: Reactor, hub: Gateway) -> None:
+    """It has ended: what it ended in is kept for those who wait, past the bound of names."""
+    store = hub.view.runtime().store  # type: ignore[union-attr]
+    one = asyncio.ensure_future(client.barrier("b", 2).wait(1))
+    await until(lambda: waiting(hub, "barrier") == 1)
+    getattr(store, "inner", store)._max_names = 0
+    assert await client.barrier("b", 2).wait(2) == [1, 2]
+    assert await one == [1, 2]

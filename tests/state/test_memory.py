@@ -69,6 +69,31 @@ def test_the_least_recently_used_leave_at_the_bound_in_bytes(store: MemoryStore)
     assert store.size("small") == 80
 
 
+def test_what_must_be_kept_has_a_name_past_the_bound(store: MemoryStore) -> None:
+    owner, other = Account("owner", 10_000), Account("other", 10_000)
+    for name in "abcd":
+        run(store.put("k", name, b"1", owner=owner, must=True))
+        run(store.append("log", name, [(name.encode(), 1)], owner=owner, must=True))
+    assert store.names("k") == 4
+    with pytest.raises(StoreFull):
+        run(store.put("k", "e", b"1", owner=other))
+    with pytest.raises(StoreFull):
+        run(store.append("log", "e", [(b"1", 1)], owner=other))
+    for name in "abcd":
+        assert run(store.read("log", name, 0, 10))[0][1] == name.encode()
+        run(store.delete("k", name))
+        run(store.forget("log", name))
+    assert owner.held == 0
+
+
+def test_what_must_be_kept_makes_others_leave_that_may(store: MemoryStore) -> None:
+    for name in "abcd":
+        run(store.put("small", name, b"1", must=True))
+        run(store.append("recent", name, [(b"1", 1)], bounds=RECENT, must=True))
+    assert [name for name, _ in run(store.scan("small", "", "", 10))] == ["b", "c", "d"]
+    assert run(store.read("recent", "a", 0, 10)) == []
+
+
 @given(
     st.lists(st.tuples(st.sampled_from("pd"), st.text("ab:", min_size=1, max_size=4))),
     st.text("ab:", max_size=2),

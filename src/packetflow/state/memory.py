@@ -296,7 +296,7 @@ class MemoryStore:
         if owner is SAME:
             owner, must = slot.owner if slot is not None else None, True
         if slot is None:
-            self._make_room_for_name(kind, names, owner)
+            self._make_room_for_name(kind, names, owner, must)
         cost = 0 if owner is None else NAME_BYTES + 2 * len(name) + size
         self._charge(kind, names, name, slot, owner, cost, must)
         # from here on nothing is refused
@@ -325,13 +325,15 @@ class MemoryStore:
         self._publish(kind, Change(name, entry, entry.version))
         return entry
 
-    def _make_room_for_name(self, kind: str, names: _Names, owner: Account | None) -> None:
+    def _make_room_for_name(self, kind: str, names: _Names, owner: Account | None, must: bool) -> None:
         most = self._max_names
         share = names.shares.get(owner)
         if share is not None and owner is not None and 2 * len(share.names) > len(names.slots):
             most -= self._max_names >> 3
         if len(names.slots) >= most:
             if not names.evicts:
+                if must:
+                    return
                 raise StoreFull(f"{len(names.slots):,} names of this kind are in use, the most that may")
             self._evict(kind, names, None)
 
@@ -421,7 +423,7 @@ class MemoryStore:
         if not items:
             return self._revision + 1, self._revision
         if log is None:
-            self._make_room_for_log(kind, logs, owner, rolling)
+            self._make_room_for_log(kind, logs, owner, rolling, must)
         if owner is not None:
             more = name_cost + size + ITEM_BYTES * len(items)
             if must:
@@ -453,7 +455,9 @@ class MemoryStore:
         self._publish(kind, Change(name, None, self._revision))
         return first, self._revision
 
-    def _make_room_for_log(self, kind: str, logs: OrderedDict[str, _Log], owner: Account | None, rolling: bool) -> None:
+    def _make_room_for_log(
+        self, kind: str, logs: OrderedDict[str, _Log], owner: Account | None, rolling: bool, must: bool
+    ) -> None:
         most = self._max_names
         mine = self._log_names.get(kind, {}).get(owner, 0)
         if owner is not None and 2 * mine > len(logs):
@@ -461,6 +465,8 @@ class MemoryStore:
         if len(logs) < most:
             return
         if not rolling or not logs[next(iter(logs))].rolling:
+            if must:
+                return
             raise StoreFull(f"{len(logs):,} names of this kind are in use, the most that may")
         self._drop_log(kind, logs, next(iter(logs)))  # the one that was quiet for longest
 
