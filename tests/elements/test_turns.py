@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from typing import Any
 
@@ -273,3 +274,28 @@ async def test_a_piece_may_close_all(clock: Clock) -> None:
     for _ in range(5):
         await asyncio.sleep(0)
     assert did == ["one"]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, ValueError])
+async def test_whatever_a_piece_raises_those_that_rest_work_again(clock: Clock, kind: type[BaseException]) -> None:
+    rounds: list[Any] = []
+    turns = Turns(asyncio.get_running_loop(), clock, rounds.append)
+    tired, other = accounts("tired", "other")
+    did: list[Any] = []
+
+    def piece() -> None:
+        raise kind
+
+    turns.took(tired, 2 * SLICE)  # so it rests
+    turns.when(tired, lambda: did.append("tired"))
+    for _ in range(5):
+        turns.took(other, 0.9 * SLICE)  # it has had more, so the one that rests would be before it
+    turns.when(other, piece)
+    turns.when(other, lambda: did.append("other"))
+    for _ in range(10):
+        if not rounds:
+            break
+        with contextlib.suppress(kind):
+            rounds.pop(0)()
+    assert sorted(did) == ["other", "tired"]
+    assert len(turns) == 0

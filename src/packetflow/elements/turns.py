@@ -245,40 +245,43 @@ class Turns:
         now = self._clock()
         self._ends = now + SLICE
         self._schedule()
-        while self._order and now < self._ends:
-            had, _, queue = self._order[0]
-            if queue.account in self._resting:
-                resting.append(heapq.heappop(self._order))
-                continue
-            self._had = max(self._had, had)
-            one = queue.waiting.popleft()
-            self._served = queue.account
-            self._goes_on_until = min(self._ends, now + QUANTUM)
-            try:
-                if isinstance(one, Turn):
-                    if not one.done():
-                        one.come()
-                else:
-                    one()
-            except Exception:
-                log.exception("a piece of work failed")
-            finally:
-                self._served = None
-                before, now = now, self._clock()
-                queue.had += now - before
-                self._rest(queue.account, now - before)
-                if self._order and self._order[0][2] is queue:
-                    if queue.waiting:
-                        heapq.heapreplace(self._order, (queue.had, next(self._numbers), queue))
+        try:
+            while self._order and now < self._ends:
+                had, _, queue = self._order[0]
+                if queue.account in self._resting:
+                    resting.append(heapq.heappop(self._order))
+                    continue
+                self._had = max(self._had, had)
+                one = queue.waiting.popleft()
+                self._served = queue.account
+                self._goes_on_until = min(self._ends, now + QUANTUM)
+                try:
+                    if isinstance(one, Turn):
+                        if not one.done():
+                            one.come()
                     else:
-                        heapq.heappop(self._order)
-                        del self._queues[queue.account]
-                        self._debts[queue.account] = queue.had
-        for entry in resting:
-            heapq.heappush(self._order, entry)
-        if not self._order:
-            self._idle_since = now
-            self._forget()
+                        one()
+                except Exception:
+                    log.exception("a piece of work failed")
+                finally:
+                    self._served = None
+                    before, now = now, self._clock()
+                    queue.had += now - before
+                    self._rest(queue.account, now - before)
+                    if self._order and self._order[0][2] is queue:
+                        if queue.waiting:
+                            heapq.heapreplace(self._order, (queue.had, next(self._numbers), queue))
+                        else:
+                            heapq.heappop(self._order)
+                            del self._queues[queue.account]
+                            self._debts[queue.account] = queue.had
+        finally:
+            # whatever was raised: those that rest have their turns again
+            for entry in resting:
+                heapq.heappush(self._order, entry)
+            if not self._order:
+                self._idle_since = now
+                self._forget()
 
     def _forget(self) -> None:
         """What has worn off is not remembered."""
