@@ -9,7 +9,7 @@ from typing import Any
 from packetflow.elements import Bounds, in_memory
 from packetflow.state import Alarms
 
-__all__ = ["SuspendingStore", "suspending"]
+__all__ = ["FarStore", "SuspendingStore", "far_away", "suspending"]
 
 
 class SuspendingStore:
@@ -44,3 +44,19 @@ class SuspendingStore:
 def suspending(alarms: Alarms, bounds: Bounds) -> Any:
     """For `Gateway(store=)`."""
     return SuspendingStore(alarms, bounds)
+
+
+class FarStore(SuspendingStore):
+    """One that is `seconds` away, there as back: what is asked meanwhile sees what it was told and has not answered."""
+
+    def __init__(self, alarms: Alarms, bounds: Bounds, *, seconds: float = 0.01) -> None:
+        super().__init__(alarms, bounds)
+        self.seconds = seconds
+
+    async def _way(self) -> None:
+        await asyncio.sleep(self.seconds)
+
+
+def far_away(alarms: Alarms, bounds: Bounds) -> Any:
+    """For `Gateway(store=)`."""
+    return FarStore(alarms, bounds)

@@ -98,11 +98,15 @@ async def sync(call: Call, request: Sync) -> Any:
     size = len(request.data) + PARTY_BYTES
     call.hold(size)
     data = msgspec.Raw(bytes(request.data))
+    runtime = call.runtime
     index = generation = 0
     everyone: list[msgspec.Raw] = []
+    gone = False
 
     def join(barrier: _Barrier | None) -> _Barrier:
         nonlocal index, generation, everyone
+        if gone:
+            raise ConnectionLost(f"barrier {name!r}: it went before it had come")  # nobody is told, and nothing broken
         if barrier is None:
             barrier = _Barrier(0)
         if barrier.data and barrier.parties != request.parties:
@@ -118,28 +122,37 @@ async def sync(call: Call, request: Sync) -> Any:
         _check_stored(call, total)
         return _Barrier(generation + 1)
 
-    try:
+    async def come() -> msgspec.Raw | None:
+        nonlocal everyone
         await call.update(BARRIERS, name, join, ttl=_idle)
-    except asyncio.CancelledError:
-        call.runtime.in_turn(
-            lambda: _break(call, name, generation, "PF502"), call.account
-        )  # nobody knows whether it has come
-        raise
-    key = key_of(name, str(generation))
-    if len(everyone) == request.parties:
-        outcome = msgspec.Raw(msgspec.json.encode(everyone))
-        await _end(call, BARRIER_ENDS, key, _End(outcome), request.parties - 1)
-        return {"index": index, "generation": generation, "data": outcome}
-    del everyone  # while it waits, the store has it
+        came, everyone = everyone, []  # while it waits, the store has it
+        if len(came) < request.parties:
+            return None
+        outcome = msgspec.Raw(msgspec.json.encode(came))
+        await _end(call, BARRIER_ENDS, key_of(name, str(generation)), _End(outcome), request.parties - 1)
+        return outcome
 
+    def lost(outcome: msgspec.Raw | None) -> None:
+        # it has come, and is gone; where it was the last, all others have their end
+        if outcome is None:
+            runtime.in_turn(lambda: _break(call, name, generation, "PF502"), call.account)
+
+    try:
+        outcome = await runtime.whole(come(), lost)
+    except asyncio.CancelledError:
+        gone = True
+        raise
+    if outcome is not None:
+        return {"index": index, "generation": generation, "data": outcome}
+    key = key_of(name, str(generation))
     try:
         end = await _wait_for_end(call, "barrier", BARRIER_ENDS, key, name, request.wait_ms)
     except asyncio.CancelledError:
-        code = "PF408" if call.runtime.alarms.now() >= call.deadline - 0.001 else "PF502"
-        call.runtime.in_turn(lambda: _break(call, name, generation, code), call.account)
+        code = "PF408" if runtime.alarms.now() >= call.deadline - 0.001 else "PF502"
+        runtime.in_turn(lambda: _break(call, name, generation, code), call.account)
         raise
     except PacketTimeout:
-        await _break(call, name, generation, "PF408")
+        await runtime.whole(_break(call, name, generation, "PF408"))
         raise PacketTimeout(f"barrier {name!r}: not all of {request.parties} parties came") from None
     except Overloaded:
         # it never waited: it is as if it had not come, if nobody has come since
@@ -148,10 +161,10 @@ async def sync(call: Call, request: Sync) -> Any:
                 return barrier
             return _Barrier(generation, barrier.parties, barrier.data[:-1], barrier.size - len(data))
 
-        await call.update(BARRIERS, name, leave, ttl=_idle)
+        await runtime.whole(call.update(BARRIERS, name, leave, ttl=_idle))
         raise
     except PacketFlowError:
-        await _break(call, name, generation, "PF502")
+        await runtime.whole(_break(call, name, generation, "PF502"))
         raise
     if end.code:
         kind = PacketTimeout if end.code == "PF408" else ConnectionLost
@@ -523,6 +536,7 @@ async def vote(call: Call, request: Vote) -> Any:
     choice = msgspec.Raw(bytes(choice))
     vote = _Vote(await _digest(call, choice), new_id()[:13])
     voter = _short(key_of(call.principal.name, call.id))
+    runtime = call.runtime
     born = left = 0
     ended = known = OPEN  # by this vote, and before it
 
@@ -555,33 +569,40 @@ async def vote(call: Call, request: Vote) -> Any:
         left = len(ballot.votes) - 1
         return _Ballot(voters, need, born, ballot.came, end=ended) if ballot.came < voters else None
 
-    # once it has ended its outcome is kept for who comes late
-    await call.update(
-        BALLOTS,
-        name,
-        cast,
-        more=lambda ballot: len(ballot.end),
-        ttl=lambda ballot: BALLOT_S if ballot.end else None,
-    )
-    if known:
-        return known
+    async def come() -> msgspec.Raw:
+        # once it has ended its outcome is kept for who comes late
+        await call.update(
+            BALLOTS,
+            name,
+            cast,
+            more=lambda ballot: len(ballot.end),
+            ttl=lambda ballot: BALLOT_S if ballot.end else None,
+        )
+        if ended:
+            await _end(call, BALLOT_ENDS, key_of(name, str(born)), _End(ended), left)
+        return known or ended
+
+    def lost(end: msgspec.Raw) -> None:
+        # in their turns: thousands of voters may go with one link, and the whole ballot is written for each
+        if not end:
+            runtime.in_turn(lambda: _withdraw(call, name, born, voter, vote), call.account)
+
+    outcome = await runtime.whole(come(), lost)
+    if outcome:
+        return outcome
     end_key = key_of(name, str(born))
-    if ended:
-        await _end(call, BALLOT_ENDS, end_key, _End(ended), left)
-        return ended
     try:
         end = await _wait_for_end(call, "ballot", BALLOT_ENDS, end_key, name, request.wait_ms)
         await call.turn()
         return end.outcome
     except asyncio.CancelledError:
-        # in their turns: thousands of voters may go with one link, and the whole ballot is written for each
-        call.runtime.in_turn(lambda: _withdraw(call, name, born, voter, vote), call.account)
+        lost(OPEN)
         raise
     except PacketFlowError as error:
         try:
             await call.turn()
         finally:
-            await _withdraw(call, name, born, voter, vote)
+            await runtime.whole(_withdraw(call, name, born, voter, vote))
         if isinstance(error, PacketTimeout):
             raise PacketTimeout(f"ballot {name!r}: no decision in time") from None
         raise

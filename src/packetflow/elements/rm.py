@@ -79,7 +79,7 @@ async def alloc(call: Call, request: Alloc) -> Any:
         session = call.session
         runtime.leases.check_room(call.account, session, call.bounds.leases)
         try:
-            kept = await call.update(POOLS, name, take)
+            kept = await runtime.whole(call.update(POOLS, name, take), lost)
         except _NotFree:
             return None
         assert kept is not None
@@ -93,6 +93,10 @@ async def alloc(call: Call, request: Alloc) -> Any:
 
     async def give_back(lease: Lease) -> None:
         await _give_back(call, name, request.units)
+
+    def lost(_: object) -> None:
+        # whose they were to be has gone, and they have no lease to end
+        runtime.in_turn(lambda: _give_back(call, name, request.units), call.account)
 
     def none_free() -> PacketFlowError:
         return Overloaded(f"pool {name!r}: {request.units} units are not free", details={"retry_after_ms": 1000})
@@ -122,7 +126,7 @@ class Free(Request):
 async def free(call: Call, request: Free) -> Any:
     """Ends a lease."""
     lease = call.runtime.leases.find(request.lease, call.principal.number)
-    return {"freed": lease is not None and await call.runtime.leases.free(lease)}
+    return {"freed": lease is not None and await call.runtime.whole(call.runtime.leases.free(lease))}
 
 
 class Lock(Request):
@@ -167,7 +171,7 @@ async def lock(call: Call, request: Lock) -> Any:
         running.cancel()
         del running  # its failure knows this frame
         lease.note.running = None
-        await call.runtime.leases.free(lease)
+        await call.runtime.whole(call.runtime.leases.free(lease))
 
 
 class _Held:
@@ -199,9 +203,9 @@ async def _acquire(call: Call, key: str, ttl: float, wait_ms: int | None) -> Lea
             # the version is the fence: it grows with every grant, of this key and all others
             session = call.session
             runtime.leases.check_room(call.account, session, call.bounds.leases)
-            entry = await call.store.put(
-                LOCKS.name, key, LOCKS.encode(_Lock(session.name)), version=0, size=LOCKS.size, owner=call.stored
-            )
+            value = LOCKS.encode(_Lock(session.name))
+            put = call.store.put(LOCKS.name, key, value, version=0, size=LOCKS.size, owner=call.stored)
+            entry = await runtime.whole(put, lost)
         except VersionMismatch:
             return None
         return runtime.leases.grant(
@@ -218,10 +222,17 @@ async def _acquire(call: Call, key: str, ttl: float, wait_ms: int | None) -> Lea
     async def release(lease: Lease) -> None:
         if lease.note.running is not None:
             lease.note.running.cancel()
+        await unlock(lease.note.fence)
+
+    async def unlock(fence: int) -> None:
         try:
-            await call.store.delete(LOCKS.name, key, version=lease.note.fence)
+            await call.store.delete(LOCKS.name, key, version=fence)
         except VersionMismatch:
             pass  # somebody else's by now
+
+    def lost(entry: Entry) -> None:
+        # whose it was to be has gone, and it has no lease to end
+        runtime.in_turn(lambda: unlock(entry.version), call.account)
 
     def held() -> PacketFlowError:
         return Conflict(f"lock {key!r}: it is held by another")

@@ -6,9 +6,9 @@ import asyncio
 import functools
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["Host", "Runtime", "StoreFactory", "in_memory"]
 
 log = logging.getLogger("packetflow.elements")
+
+T = TypeVar("T")
 
 ORPHANS = 134_217_728
 """Bytes held for all packets together whose links had gone before they began."""
@@ -94,6 +96,7 @@ class Runtime:
         self.orphans = orphans or Account("links that have gone", ORPHANS)
         """Pays for packets of anonymous links that had gone before they began."""
         self.store: Store = store(self.alarms, self.bounds)
+        self._at_once = type(self.store) is MemoryStore  # its operations never suspend, so none is cut short
         self.lines = Lines(loop, self.alarms, self.bounds.waiters)
         self.leases = Leases(self.alarms, self.in_turn)
         self.watched = Watched(
@@ -166,6 +169,27 @@ class Runtime:
                 standing.end()
         self.leases.end_principal(principal.number)
 
+    async def whole(self, operation: Coroutine[Any, Any, T], undo: Callable[[T], object] | None = None) -> T:
+        """What an operation gives that is of the store's operations and nothing else. It is never left in the middle.
+
+        Who is cancelled meanwhile is so at once, and the operation goes on: a store that was
+        told to stop may have done it, or may not, and what is in doubt can be neither kept nor
+        given back. `undo` is called with what it gave, then, for nobody else knows of it.
+        """
+        if self._at_once:
+            return await operation
+        task = self.loop.create_task(operation)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if undo is not None:
+                task.add_done_callback(functools.partial(_undone, undo))
+            raise
+        finally:
+            del task  # its failure knows this frame
+
     def in_turn(self, coroutine: Callable[[], Any], account: Account | None) -> None:
         """Runs what nobody waits for when it is that account's turn: one after another, each measured as its work."""
         account = account or self.orphans
@@ -216,3 +240,8 @@ class Runtime:
         self.store.close()
         for task in self.tasks:
             task.cancel()
+
+
+def _undone(undo: Callable[[T], object], task: asyncio.Task[T]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        undo(task.result())

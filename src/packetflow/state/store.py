@@ -82,9 +82,13 @@ class Store(Protocol):
 
     Every operation may suspend, and those of one gateway may overtake one another:
     what must hold together is one operation, or a `put` of the version that was read.
+    One that raises has changed nothing. One that is cancelled may have: those of which
+    somebody has to know are not, and answer when nobody waits for them any more.
 
     `owner`: the account of who puts something, which pays for it until it leaves,
-    whatever the way; None: nobody pays. `must`: it pays even past its bound.
+    whatever the way; None: nobody pays. `must`: it has happened, and is kept; the owner
+    pays even past his bound, and there is a name for it even past theirs. A log's own
+    bounds hold.
     """
 
     async def get(self, kind: str, name: str) -> Entry | None:
