@@ -7,13 +7,17 @@ import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
 
-from packetflow import Packet
+from packetflow import Access, Packet, Role
 from pfcore.work.handler import Handler
 from tests.simulated import Fabric, SimulatedLink, simulated_time
+
+
+from tests.simulated import ADMIN, ANONYMOUS, NARROW, USER, Fabric, identity, simulated_time
 
 ONE_LOOP = "simulated"
 
@@ -837,3 +841,55 @@ def test_nobodys_urgent_packets_keep_anothers_from_a_lane(house: House) -> None:
         house.do(house.suspended[place].set_result, 1)
         house.pass_time(0.01)
     assert "quiet" in house.runs
+
+
+ALICE_NARROW = Access.of([NARROW, ADMIN], [identity("alice", "narrow"), identity("bob", "admin")], anonymous=ANONYMOUS)
+BOB_NARROW = Access.of(
+    [USER, Role("collects", submit=("co:*",), handle=("*:*",))],
+    [identity("alice", "user"), identity("bob", "collects")],
+    anonymous=ANONYMOUS,
+)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.parametrize("how", ["may not", "gone", "submitter may not"])
+def test_a_broadcast_goes_to_who_may_have_it_when_it_is_sent(house: House, wait: bool, how: str) -> None:
+    workers = [house.worker(name, "cf:work") for name in ("alice", "bob", "alice")]
+    link = house.link("bob")
+    runtime = house.gateway._elements
+    assert runtime is not None
+    account = house.links[link].engine.member.account  # type: ignore[union-attr]
+    submit_to, sent = runtime.host.submit_to, []
+
+    def first(member: Any, packet: Packet) -> Any:
+        """What it sends takes long, and meanwhile the other two may no longer have it, or are gone."""
+        sent.append(member)
+        if len(sent) == 1:
+            runtime.turns.took(account, 0.005)
+            mine = [number for number in workers if house.links[number].engine.member is member]
+            if how == "gone":
+                for number in set(workers) - set(mine):
+                    house.loop.call_soon(house._lose, house.links[number])
+            else:
+                access = ALICE_NARROW if how == "may not" else BOB_NARROW
+                house.loop.call_soon(house.gateway.set_access, access)
+        return submit_to(member, packet)
+
+    with mock.patch.object(runtime.host, "submit_to", first):
+        house.say(link, house.packet("B", "co:broadcast", {"packet": step("cf:work"), "wait": wait}))
+        house.pass_time(1)
+    got = [number for number in workers if house.work.get(number)]
+    for number in got:
+        (work,) = house.work[number]
+        result = {"packet_id": work["payload"]["id"], "status": "success", "data": 1, "duration_ms": 0}
+        house.say(number, house.frame("result", result, work["seq"]))
+    house.pass_time(1)
+    names = [member.principal.name for member in sent]
+    if how == "submitter may not":
+        assert len(sent) == 1
+        assert house.outcomes("B") == [(link, "PF403")]
+        return
+    # whoever was first, then bob alone, if he was not
+    assert names == (["alice", "bob"] if how == "may not" and names[0] == "alice" else [names[0]])
+    told = house.outcomes("B")[0][1]
+    assert (told["delivered"], len(told["results"])) == (len(sent), len(sent) if wait else 0)

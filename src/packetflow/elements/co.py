@@ -240,7 +240,9 @@ async def broadcast(call: Call, request: Broadcast) -> Any:
     asked = await _Asked.everyone(call, request.packet)
     if not request.wait:
         await asked.send(listen=False)
-        return {"delivered": len(asked.members), "results": []}
+        if asked.absent == len(asked.members):
+            raise no_handler(request.packet.key)
+        return {"delivered": len(asked.members) - asked.absent, "results": []}
     results: list[dict[str, Any] | None] = [None] * len(asked.members)
     try:
         await asked.send()
@@ -260,8 +262,10 @@ class _Asked:
     What is on its way to each counts for who asked, until that has answered.
     """
 
-    def __init__(self, call: Call, members: list[Member], packet: Callable[[], Packet], size: int) -> None:
+    def __init__(self, call: Call, key: str, members: list[Member], packet: Callable[[], Packet], size: int) -> None:
         self.members = members
+        self.absent = 0  # of them, by when it was their turn
+        self._key = key
         self._call = call
         self._packet = packet
         self._size = size  # bytes of each
@@ -297,17 +301,32 @@ class _Asked:
                 f"more than {call.principal.rate:g} packets a second: {len(members)} reactors handle {step.key}",
                 details={"retry_after_ms": max(1, int(1000 / call.principal.rate))},
             )
-        return cls(call, members, lambda: call.packet(ready, raw), size)
+        return cls(call, step.key, members, lambda: call.packet(ready, raw), size)
 
     async def send(self, *, listen: bool = True) -> None:
         """Sends all of them. `listen`: what they answer is wanted."""
         call = self._call
+        host, turns = call.runtime.host, call.runtime.turns
         self._over = not listen
+        present: set[Member] | None = None
         try:
             for place, member in enumerate(self.members):
-                await call.turn()
+                if turns.spent(call.account):
+                    await turns.next(call.account)
+                    present = None
+                if present is None:
+                    # it took its time: who handles it may have gone, or may no longer have it, nor he send it
+                    check_may(call, self._key)
+                    present = set(host.reactors_for(self._key))
+                if member not in present:
+                    self.absent += 1
+                    self._unsent -= 1
+                    self._account.release(self._size)
+                    if listen:
+                        self._came.append((place, None))
+                    continue
                 try:
-                    reply: Any = call.runtime.host.submit_to(member, self._packet())
+                    reply: Any = host.submit_to(member, self._packet())
                 except PacketFlowError as error:
                     self._unsent -= 1
                     self._account.release(self._size)
