@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -115,3 +116,55 @@ def test_of_two_that_one_owner_watches_one_may_go(store: Store, time: Loop) -> N
     with watched.watching("key", "goes", owner):
         assert owner.held == 2 * PATTERN_BYTES
     assert owner.held == PATTERN_BYTES
+
+
+class Forgetting(Store):
+    """One that takes its time to forget."""
+
+    def __init__(self, alarms: Alarms) -> None:
+        super().__init__(alarms)
+        self.told, self.goes_on = asyncio.Event(), asyncio.Event()
+
+    async def forget(self, kind: str, name: str) -> None:
+        self.told.set()
+        await self.goes_on.wait()
+        await super().forget(kind, name)
+
+
+async def test_what_is_watched_again_while_the_store_forgets_it_misses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("packetflow.elements.watched.KEPT", 0.01)
+    loop = asyncio.get_running_loop()
+    alarms = Alarms(loop)
+    store = Forgetting(alarms)
+    tasks: list[asyncio.Task[Any]] = []
+    watched = Watched(
+        store, Lines(loop, alarms), alarms, lambda coroutine: tasks.append(loop.create_task(coroutine)), 16, 10_000
+    )
+    watched.tell("event", "e", watched.keep("event", "e"))
+    await watched.note("event", "e", {"event": "before"}, 0)
+    await store.told.wait()
+    monkeypatch.setattr("packetflow.elements.watched.KEPT", 600.0)
+    cursor = watched.tell("event", "e", watched.keep("event", "e"))
+    noting = [loop.create_task(watched.note("event", "e", {"event": n}, 0)) for n in range(2)]
+    await asyncio.sleep(0)
+    assert await watched.next("event", "e", cursor) is None, "what was before"
+    store.goes_on.set()
+    await asyncio.gather(*noting, *tasks)
+    for n in range(2):
+        found = await watched.next("event", "e", cursor)
+        assert found is not None
+        assert bytes(found["event"]) == b"%d" % n
+        cursor = found["cursor"]
+    watched.close()
+    alarms.close()
+
+
+def test_a_pattern_stays_while_the_store_is_told_of_an_event(store: Store, time: Loop) -> None:
+    watched = watched_in(store, time)
+    watched.tell("event", "e", watched.keep("event", "e"))
+    store.appending = lambda: time.pass_time(KEPT + 1)  # so long it takes
+    run(watched.note("event", "e", {"event": "e"}, 0))
+    assert len(watched) == 1
+    time.pass_time(2 * KEPT + 1)
+    assert len(watched) == 0
+    assert run(store.extent("event", "e")) == (0, 0, 0), "nothing is left that nobody forgets"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -62,6 +63,7 @@ class Watched:
         self._log = LogBounds(LATEST, max_bytes, oldest_leave=True)
         self._patterns: dict[str, Patterns[str]] = {"event": Patterns(), "key": Patterns()}
         self._kept: dict[tuple[str, str], _Pattern] = {}
+        self._going: dict[tuple[str, str], asyncio.Event] = {}  # whose logs the store is being told to forget
         self._owned: dict[Account, int] = {}  # who watched first -> how many
 
     def check_room(self, kind: str, name: str, size: int, owner: Account | None) -> None:
@@ -85,8 +87,14 @@ class Watched:
             if kept is None:
                 continue  # nobody watches it any more, since the one before was noted
             kept.needed = True
-            # not refused: it has happened, and nothing that is watched may be missed
-            await self._store.append(kind, pattern, [item], bounds=self._log, owner=owner, must=True)
+            kept.watchers += 1  # it does not go meanwhile, and leave a log that nobody forgets
+            try:
+                if (going := self._going.get((kind, pattern))) is not None:
+                    await going.wait()  # it is watched again: what is noted now must not go with what was before
+                # not refused: it has happened, and nothing that is watched may be missed
+                await self._store.append(kind, pattern, [item], bounds=self._log, owner=owner, must=True)
+            finally:
+                kept.watchers -= 1
             waited += self._lines.waiting(kind, pattern)
             self._lines.wake(kind, pattern)
         return waited
@@ -161,7 +169,15 @@ class Watched:
             kept.alarm = self._alarms.at(kept.until, lambda: self._look(kind, pattern))
             return
         self._drop(kind, pattern, kept)
-        self._spawn(self._store.forget(kind, pattern))
+        if (kind, pattern) not in self._going:  # else nothing has been noted since
+            self._going[kind, pattern] = asyncio.Event()
+            self._spawn(self._forget(kind, pattern))
+
+    async def _forget(self, kind: str, pattern: str) -> None:
+        try:
+            await self._store.forget(kind, pattern)
+        finally:
+            self._going.pop((kind, pattern)).set()
 
     def _drop(self, kind: str, pattern: str, kept: _Pattern) -> None:
         if kept.alarm is not None:
