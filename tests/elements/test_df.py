@@ -62,6 +62,34 @@ async def test_what_is_not_acknowledged_comes_again_and_at_last_goes_to_the_dead
     assert [item["data"] for item in await consume(client, "s.dead")] == ["poison"]
 
 
+async def test_the_dead_of_the_longest_name_can_be_read(client: Reactor) -> None:
+    """And what is dead of those stays where it can be: its own dead would have too long a name."""
+    name = "s" * 251
+    for stream in (name + "s", "é" * 126, name + "d.dead"):
+        for element, more in (("produce", {"items": [1]}), ("consume", {})):
+            error = await refused(client.call("df", element, {"stream": stream, **more}))
+            assert error.code == "PF400"
+            assert "bytes" in error.message
+    await client.stream(name).produce("a")
+    for stream, most in ((name, 5), (name + ".dead", 9)):
+        taken = {"stream": stream, "redeliver_after_ms": 1, "wait_ms": 5000}
+        for deliveries in range(1, most + 1):
+            (item,) = (await client.call("df", "consume", taken))["items"]
+            assert (item["data"], item["deliveries"]) == ("a", deliveries)
+        if stream == name:
+            assert (await refused(client.call("df", "consume", {**taken, "wait_ms": 100}))).code == "PF408"
+
+
+async def test_what_is_dead_twice_has_a_stream_as_long_as_there_is_a_name_for_it(client: Reactor) -> None:
+    await client.stream("s.dead").produce("a")
+    taken = {"stream": "s.dead", "redeliver_after_ms": 1, "wait_ms": 5000}
+    for _ in range(5):
+        await client.call("df", "consume", taken)
+    assert (await refused(client.call("df", "consume", {**taken, "wait_ms": 100}))).code == "PF408"
+    (item,) = (await client.call("df", "consume", {**taken, "stream": "s.dead.dead"}))["items"]
+    assert item["data"] == "a"
+
+
 async def test_consumers_wait_for_items(hub: Gateway, client: Reactor) -> None:
     waiting = asyncio.ensure_future(consume(client, "later"))
     await until(lambda: hub.view.runtime().lines.waiting("stream", ("later", "default")) == 1)  # type: ignore[union-attr]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_TTL_MS",
+    "MAX_NAME",
     "STEP_BYTES",
     "Element",
     "Int",

@@ -12,7 +12,17 @@ import msgspec
 
 from packetflow.elements.call import Call
 from packetflow.elements.kept import Kind
-from packetflow.elements.request import Int, Request, check_name, check_size, element, items_of, key_of, prefix_of
+from packetflow.elements.request import (
+    MAX_NAME,
+    Int,
+    Request,
+    check_name,
+    check_size,
+    element,
+    items_of,
+    key_of,
+    prefix_of,
+)
 from packetflow.errors import InvalidPacket, Overloaded, PacketFlowError
 from packetflow.state import Alarm, Change, LogBounds, LogFull, StoreFull, VersionMismatch
 from pfcore.memory.budget import Account
@@ -20,6 +30,8 @@ from pfcore.memory.budget import Account
 __all__ = ["ELEMENTS"]
 
 MAX_DELIVERIES = 5
+DEAD = ".dead"
+"""Ends the name of the stream that has the dead of another."""
 MAX_CONSUMED = 10_000
 MAX_PRODUCED = 10_000
 MAX_CONSUMERS = 1000
@@ -276,7 +288,7 @@ class Produce(Request):
 @element("df", "produce")
 async def produce(call: Call, request: Produce) -> Any:
     """Appends to a stream."""
-    name = check_name("stream", request.stream)
+    name = _check_stream(request.stream)
     bounds = call.bounds
     room = _room(call)
     _readers(call)
@@ -313,6 +325,23 @@ async def produce(call: Call, request: Produce) -> Any:
     return await call.wait("room", name, attempt, wait_ms=request.wait_ms, otherwise=no_room)
 
 
+def _check_stream(name: str) -> str:
+    """A stream's name: so much shorter than others that what is dead of it has one, too, and can be read."""
+    check_name("stream", name)
+    if not name.endswith(DEAD) and _dead_of(name) is None:
+        raise InvalidPacket(
+            f"stream: expected a name of 1 to {MAX_NAME - len(DEAD)} bytes, or {MAX_NAME} where it ends with {DEAD}, "
+            f"got {len(name.encode())}"
+        )
+    return name
+
+
+def _dead_of(stream: str) -> str | None:
+    """The stream of what is dead of this one; None where that would have too long a name: nothing dies there."""
+    dead = stream + DEAD
+    return dead if len(dead.encode()) <= MAX_NAME else None
+
+
 def _room(call: Call) -> LogBounds:
     return LogBounds(call.bounds.stream_items, call.bounds.stream_bytes)
 
@@ -331,7 +360,7 @@ class Consume(Request):
 @element("df", "consume")
 async def consume(call: Call, request: Consume) -> Any:
     """Items of a stream, each to one caller of a consumer name, until it is acknowledged."""
-    stream = check_name("stream", request.stream)
+    stream = _check_stream(request.stream)
     name = check_name("consumer", request.consumer)
     if not 0 <= request.max <= MAX_CONSUMED:
         raise InvalidPacket(f"max: expected 0 to {MAX_CONSUMED:,}, got {request.max:,}")
@@ -423,9 +452,9 @@ async def _give_out(reader: _Reader, progress: _Progress, request: Consume) -> t
             progress.done(item)  # gone with its gateway, or by another's hand
             continue
         data = found[0][1]
-        if deliveries >= MAX_DELIVERIES:
+        if deliveries >= MAX_DELIVERIES and (dead := _dead_of(stream)) is not None:
             work += AGAIN
-            if await _bury(call, stream, data):
+            if await _bury(call, dead, data):
                 progress.done(item)
                 buried = True
             else:
@@ -457,9 +486,8 @@ async def _give_out(reader: _Reader, progress: _Progress, request: Consume) -> t
     return items, buried
 
 
-async def _bury(call: Call, stream: str, data: bytes) -> bool:
-    """Moves an item that was given out too often to ``<stream>.dead``; False where that is full."""
-    dead = f"{stream}.dead"
+async def _bury(call: Call, dead: str, data: bytes) -> bool:
+    """Moves an item that was given out too often to this stream; False where that is full."""
     try:
         await call.store.append("stream", dead, [(data, len(data) + 100)], bounds=_room(call), owner=call.stored)
     except StoreFull:
