@@ -93,6 +93,31 @@ def test_what_is_being_freed_is_free(house: House, key: str, data: dict[str, Any
     assert isinstance(house.outcomes("next")[0][1], dict)
 
 
+@pytest.mark.parametrize("after_ms", AFTER_MS)
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("op", ["set", "delete"])
+def test_who_watches_is_told_of_what_has_changed(house: House, op: str, how: str, after_ms: int) -> None:
+    link, watcher = house.link("bob"), house.link("bob")
+    house.say(link, house.packet("before", "rm:cache", {"op": "set", "key": "k", "value": "before"}))
+    house.pass_time(1)
+    house.say(watcher, house.packet("W", "ed:watch", {"key": "k"}, timeout_ms=300_000))
+    house.pass_time(1)
+    begin(
+        house,
+        house.link("bob"),
+        "rm:cache",
+        {"op": op, "key": "k", **({"value": 1} if op == "set" else {})},
+        how,
+        after_ms,
+    )
+    house.pass_time(1)
+    house.say(link, house.packet("after", "rm:cache", {"op": "get", "key": "k"}))
+    house.pass_time(1)
+    found = house.outcomes("after")[0][1]["value"]
+    told = house.outcomes("W")
+    assert (told[0][1]["value"] if told else "before") == found
+
+
 # ---------------------------------------------------------------- co:sync, co:vote
 
 SYNC = {"barrier": "b", "parties": 2}

@@ -297,20 +297,29 @@ async def _set(call: Call, key: str, value: msgspec.Raw, version: int | None, tt
     kept = bytes(value)
     call.runtime.watched.check_room("key", key, len(kept), call.stored)
     size = len(kept) + len(key) + 200
-    entry = await call.store.put("cache", key, kept, version=version, ttl=ttl, size=size, owner=call.stored)
+
+    async def put() -> Entry:
+        entry = await call.store.put("cache", key, kept, version=version, ttl=ttl, size=size, owner=call.stored)
+        await _tell(call, key, kept, entry.version)
+        return entry
+
+    entry = await call.runtime.whole(put())  # who watches it is told of what has changed, whoever changed it
     call.drop(len(value))
-    await _tell(call, key, kept, entry.version)
     return _found(entry)
 
 
 async def _delete(call: Call, key: str, version: int | None) -> Any:
     call.runtime.watched.check_room("key", key, 0, call.stored)
     entry = await call.store.get("cache", key)
-    gone = await call.store.delete("cache", key, version=version)
-    if not gone or entry is None:
-        return MISSING
-    await _tell(call, key, None, call.store.revision())
-    return _found(entry)
+
+    async def delete() -> bool:
+        gone = await call.store.delete("cache", key, version=version)
+        if gone:
+            await _tell(call, key, None, call.store.revision())
+        return gone
+
+    gone = await call.runtime.whole(delete())
+    return _found(entry) if gone and entry is not None else MISSING
 
 
 async def _incr(call: Call, key: str, request: Cache, ttl: float | None) -> Any:
