@@ -600,3 +600,65 @@ def test_every_error_of_the_protocol_is_a_packetflow_error() -> None:
         value = getattr(packetflow, name)
         if isinstance(value, type) and issubclass(value, Exception):
             assert issubclass(value, PacketFlowError)
+
+
+# -- what is odd and must not matter
+
+
+@pytest.mark.parametrize("window", [0, -1, (1 << 24) + 1])
+def test_a_window_that_nobody_could_keep_to_is_refused(window: int) -> None:
+    side = engine()
+    with pytest.raises(ValueError, match="window: expected 1 to 2"):
+        side.set_window(window)
+    assert (side.window, side.handling) == (4096, 0)
+    assert sent(side) == []
+
+
+def _refused(side: Engine) -> None:
+    for n in range(1, 100):
+        receive_message(side, submit(1, "nobody", seq=n), START)
+
+
+def _waited(side: Engine) -> None:
+    pause(side, True)
+    for n in range(100):
+        submit_packet(side, packet(f"{n}" * 100), START)
+    pause(side, False)
+    window_of(side, 4096)
+
+
+def _cancelled(side: Engine) -> None:
+    receive_message(side, encode_message("heartbeat", 1, {"ext": ["cancel"]}), START)
+    replies = [submit_packet(side, packet(1), START) for _ in range(50)]
+    for reply in replies:
+        reply.cancel()
+
+
+def _lived(side: Engine) -> None:
+    for n in range(1, 200):
+        now = START + 15 * n * S
+        receive_message(side, encode_message("heartbeat", n, {}), now)
+        advance(side, now)
+
+
+@pytest.mark.parametrize("write", [_refused, _waited, _cancelled, _lived])
+def test_output_of_any_kind_is_bounded(write: Callable[[Engine], None]) -> None:
+    class Loop:
+        def call_soon(self, *args: Any, **options: Any) -> None: ...
+
+    side = handling(("echo", lambda data: data), max_frame=1024, max_buffer=8192, loop=Loop())
+    write(side)
+    assert side.fatal == 1008
+    assert "does not read" in side.fatal_reason
+    assert len(take_output(side)) <= 8192
+
+
+def test_a_failure_too_long_for_a_frame_is_said_shortly() -> None:
+    def lengthy(data: Any) -> None:
+        raise packetflow.HandlerError("\x01" * 900)
+
+    side = handling(("echo", lengthy), max_frame=1024)
+    receive_message(side, submit(1, id="\x7f" * 128), START)
+    (answer,) = sent(side)
+    assert answer["payload"]["error"] == {
+        "code": "PF500", "message": "the packet failed; the message is too long for a frame"}  # fmt: skip

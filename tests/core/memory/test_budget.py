@@ -38,3 +38,26 @@ def test_what_was_given_back_is_free_again_whichever_way_it_went(moves: list[int
     assert (account.held, budget.held) == (0, 0)
     Account("other", 128 * MIB, budget).insist(80 * MIB)
     assert [Account(f"{n}", MIB, budget).charge(MIB) for n in range(9)] == [True] * 8 + [False]
+
+
+def test_a_refusal_says_whose_limit_it_was() -> None:
+    budget = Budget(64 * MIB, "max_total_bytes")
+    alone, one = Account("alone", MIB), Account("one", 128 * MIB, budget)
+    alone.insist(100)
+    assert (
+        alone.refusal(MIB)
+        == "max_principal_bytes: 100 bytes are held for alone and 1,048,576 more asked for, at most 1,048,576 may be"
+    )
+    assert alone.refusal(1) == "max_principal_bytes: 100 bytes are held for alone"
+    one.insist(64 * MIB)
+    assert "max_total_bytes: 67,108,864 of 67,108,864 bytes are held in all, 67,108,864 of them for one" in one.refusal(
+        1
+    )
+    assert repr(budget) == "<Budget 67108864 of 67108864 bytes>"
+
+
+def test_limits_that_hold_nothing_are_refused_by_their_names() -> None:
+    with pytest.raises(ValueError, match="max_total_bytes: expected at least 1 byte, got 0"):
+        Budget(0)
+    with pytest.raises(ValueError, match="max_link_bytes: expected at least 1 byte, got -1"):
+        Account("one", -1, None, "max_link_bytes")

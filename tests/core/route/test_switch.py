@@ -597,3 +597,271 @@ def test_elements_that_end_with_their_reactor_are_not_known_for_good() -> None:
     assert len(sim.answers[client]) == 3000
     assert len(sim.switch.elements) - before <= 1024  # those that are kept for their history
     sim.audit(at_rest=True)
+
+
+def _keyed(sim: Simulation, client: int, workers: list[int], key: str) -> int:
+    """Which worker gets a packet with this key, as JSON."""
+    before = {worker: len(sim.work[worker]) for worker in workers}
+    seq = len(sim.asked[client]) + 1
+    sim.asked[client].add(seq)
+    sim.tell(client, (f'{{"type":"submit","seq":{seq},"payload":{{"version":"1.0","id":"k{seq}","group":"df",'
+                      f'"element":"work","data":1,"priority":5,"metadata":{{"key":{key}}}}}}}').encode())  # fmt: skip
+    (chosen,) = [worker for worker in workers if len(sim.work[worker]) > before[worker]]
+    return chosen
+
+
+def test_equal_keys_lead_to_one_reactor_however_they_are_written() -> None:
+    sim = Simulation()
+    sim.switch.set_policy("df", "keyed")
+    client, workers = sim.join(["df:nothing"]), [sim.join(["df:work"]) for _ in range(8)]
+    for n in range(20):
+        for one, other in [
+            (f'"k{n}\u00e9"', f'"k{n}\\u00e9"'),
+            (f"{n}", f"{n}.0"),
+            (f'[{n}, {{"a": {n}.0}}]', f'[{n}.0,{{"a":{n}}}]'),
+            (f'{{"a":{n},"b":[true]}}', f'{{"b": [true], "a": {n}.0}}'),
+        ]:
+            assert _keyed(sim, client, workers, one) == _keyed(sim, client, workers, other), (one, other)
+    assert len({_keyed(sim, client, workers, f"[{n}]") for n in range(60)}) > 4
+
+
+def test_the_fastest_is_who_answered_in_the_least_time_and_has_room() -> None:
+    sim = Simulation()
+    sim.switch.set_policy("df", "fastest")
+    client, slow, fast = sim.join(["df:nothing"]), sim.join(["df:work"]), sim.join(["df:work"])
+    took = {slow: 0.3, fast: 0.1}
+    for n in range(60):  # until both have answered some
+        sim.submit(client, f"p{n}")
+        (worker,) = [one for one in took if sim.work[one]]
+        sim.pass_time(took[worker])
+        sim.answer(worker, sim.work[worker].pop())
+    sim.tell(fast, {"type": "heartbeat", "seq": 1, "payload": {"window": 2, "capabilities": ["df:work"]}})
+    for n in range(3):
+        sim.submit(client, f"q{n}")
+    assert (len(sim.work[fast]), len(sim.work[slow])) == (2, 1)
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    for setting in ({"max_routes": 0}, {"max_queue": 0}):
+        with pytest.raises(ValueError, match="expected at least 1, got 0"):
+            Switch(Dispatcher(), lambda key: (ALL, ALL, ALL), **setting)
+
+
+def test_a_log_that_fails_is_nobodys_fault() -> None:
+    told = []
+
+    def listener(code: str, *rest: Any) -> None:
+        told.append(code)
+        raise OSError("no space left")
+
+    sim = Simulation()
+    sim.switch = Switch(sim.dispatcher, lambda key: (ALL, ALL, ALL), on_failure=listener)
+    sim.switch.start(0)
+    sim.switch.handlers_changed()
+    client, _ = sim.join(["df:nothing"]), sim.join(["df:work"])
+    for n in range(3):
+        sim.submit(client, f"p{n}", timeout_ms=100)
+    sim.pass_time(1)
+    sim.pass_time(1)
+    assert [answer["payload"]["error"]["code"] for answer in sim.answers[client]] == ["PF408"] * 3
+    assert told == ["PF408"] * 3
+
+
+def test_what_is_kept_to_be_used_again_may_be_given_up_at_any_time() -> None:
+    sim = Simulation()
+    client, worker = sim.join(["df:nothing"]), sim.join(["df:work"])
+    sim.submit(client, "a", metadata={"retry": 2}, data="x" * 100_000)
+    assert sim.switch.held > 100_000
+    assert sim.switch.leave_at_once == 512
+    sim.switch.let_go()
+    (message,) = sim.work[worker]
+    sim.answer(worker, message)
+    assert sim.switch.held == 0
+    sim.audit()
+
+
+def test_an_error_with_more_details_than_go_on_loses_them_and_says_so() -> None:
+    sim = Simulation()
+    client, worker = sim.join(["df:nothing"]), sim.join(["df:work"])
+    for n, error in enumerate([{"code": "MINE", "message": "no", "details": {"x": "y" * 70_000}}, {"x": "y" * 70_000}]):
+        sim.submit(client, f"p{n}")
+        message = sim.work[worker].pop()
+        payload = {"packet_id": f"p{n}", "status": "error", "error": error, "duration_ms": 0}
+        sim.tell(worker, {"type": "result", "seq": message["seq"], "payload": payload})
+    told = [answer["payload"]["error"] for answer in sim.answers[client]]
+    assert [one["code"] for one in told] == ["MINE", "PF500"]
+    assert told[0]["message"].startswith("no (details left out: an error of 70")
+    assert all("details" not in one and "x" not in one for one in told)
+
+
+def test_an_element_that_is_forgotten_makes_room_for_another_and_none_is_made_beyond_the_most() -> None:
+    sim = Simulation()
+    sim.switch = Switch(sim.dispatcher, lambda key: (ALL, ALL, ALL), max_routes=4)
+    sim.switch.start(0)
+    sim.switch.handlers_changed()
+    client = sim.join(["df:nothing"])
+    sim.join(["df:work"])  # own, fails, nothing and work are all that may be
+    for n in range(3):
+        sim.submit(client, f"p{n}", f"none{n}")
+    assert {answer["payload"]["error"]["code"] for answer in sim.answers[client]} <= {"PF001", "PF429"}
+    assert len(sim.answers[client]) == 3
+    assert len(sim.switch.elements) <= 4
+    assert sim.switch.reactors_for("df:another") == []
+    sim.audit()
+
+
+def test_so_many_submits_of_one_packet_wait_for_its_answer() -> None:
+    sim = Simulation()
+    client, worker = sim.join(["df:nothing"]), sim.join(["df:work"])
+    for _ in range(200):
+        sim.submit(client, "a")
+    (message,) = sim.work[worker]
+    refused = len(sim.answers[client])
+    assert 0 < refused < 199
+    assert {answer["payload"]["error"]["code"] for answer in sim.answers[client]} == {"PF409"}
+    sim.answer(worker, message)
+    assert len(sim.answers[client]) == 200
+    sim.audit(at_rest=True)
+
+
+def test_a_packet_that_a_stranger_did_not_know_goes_on_under_the_full_name() -> None:
+    sim = Simulation()
+    client, stranger = sim.join(["df:nothing"]), sim.join()
+    sim.pass_time(0.1)
+    (question,) = sim.work[stranger]
+    sim.answer(stranger, question, "PF001")
+    sim.pass_time(0)
+    worker = sim.join(["df:transform"])
+    sim.submit(client, "a", "tr", data="x" * 100)
+    message = sim.work[stranger][-1]
+    assert message["payload"]["element"] == "tr"
+    sim.answer(stranger, message, "PF001")
+    sim.pass_time(0)
+    (message,) = sim.work[worker]
+    assert (message["payload"]["element"], message["payload"]["data"]) == ("transform", "x" * 100)
+    sim.audit()
+    sim.answer(worker, message)
+    assert [answer["payload"]["data"] for answer in sim.answers[client]] == ["done"]
+    assert sim.switch.held == 0
+    sim.audit(at_rest=True)
+
+
+def _small(sim: Simulation, handles: list[str]) -> int:
+    """A link whose output nobody takes, and little of it fits."""
+    link = sim.join(handles)
+    engine = Engine(client=False, sink=sim.switch, on_heartbeat=sim.switch.update, max_frame=1024, max_buffer=8192)
+    sim.switch.admit(engine, Principal("small", 5, 1), handles)
+    engine.connected(sim.now)
+    sim.switch.join(engine)
+    sim.leave(link)
+    sim.links[link] = engine
+    sim.asked[link], sim.answers[link], sim.work[link] = set(), [], []
+    return link
+
+
+def test_a_reactor_that_reads_nothing_ends_and_its_packets_find_another() -> None:
+    sim = Simulation()
+    client, worker = sim.join(["df:nothing"]), _small(sim, ["df:work"])
+    engine = sim.links.pop(worker)  # nothing of it is collected
+    for n in range(40):
+        sim.submit(client, f"p{n}", data="x" * 500, metadata={"retry": 3}, timeout_ms=60_000)
+    assert engine.fatal == 1008
+    other = sim.join(["df:work"])
+    sim.links[worker] = engine
+    sim.leave(worker)
+    for _ in range(60):
+        sim.pass_time(0.1)
+        for message in sim.work[other]:
+            sim.answer(other, message)
+        sim.work[other].clear()
+    assert sum(answer["payload"]["status"] == "success" for answer in sim.answers[client]) == 40
+    sim.audit(at_rest=True)
+
+
+def test_a_client_that_reads_no_answers_ends() -> None:
+    sim = Simulation()
+    client, worker = _small(sim, ["df:nothing"]), sim.join(["df:work"])
+    for n in range(40):
+        sim.submit(client, f"p{n}", data="x" * 500)
+    engine = sim.links.pop(client)
+    for message in sim.work[worker]:
+        payload = {"packet_id": message["payload"]["id"], "status": "success", "data": "y" * 500, "duration_ms": 0}
+        sim.tell(worker, {"type": "result", "seq": message["seq"], "payload": payload})
+    assert engine.fatal == 1008
+    sim.links[client] = engine
+    sim.leave(client)
+    sim.audit(at_rest=True)
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_what_waits_here_outlives_an_anonymous_link_at_the_cost_of_all_of_them(room: bool) -> None:
+    with with_a_loop() as sim:
+        stored = Account("anonymous", 1_000_000 if room else 100)
+        client = sim.join(["df:nothing"], anonymous=(Account("a link", 1_000_000), stored))
+        for n in range(5):
+            sim.submit(client, f"p{n}", element="later", metadata={"retry": 1}, timeout_ms=60_000)
+        assert (len(sim.suspended), sim.dispatcher.queued) == (3, 2)
+        sim.leave(client)
+        sim.audit()
+        assert (stored.held > 0) == room
+        while sim.suspended:
+            sim.resume(0, "return")
+        sim.audit(at_rest=True)
+        assert stored.held == 0
+
+
+def test_what_may_not_wait_here_is_refused_before_it_has_begun() -> None:
+    with with_a_loop() as sim:
+        own = Account("a link", 100_000)
+        client = sim.join(["df:nothing"], anonymous=(own, Account("anonymous", 1_000_000)))
+        for n in range(3):
+            sim.submit(client, f"p{n}", element="later")
+        own.insist(100_000 - own.held - 1000)
+        for n in range(3, 6):
+            sim.submit(client, f"p{n}", element="later", data="x" * 2000)
+        assert [answer["payload"]["error"]["code"] for answer in sim.answers[client]] == ["PF429"] * 3
+        own.insist(1000)
+        sim.submit(client, "p6", "own")
+        assert sim.answers[client][-1]["payload"]["error"]["code"] == "PF429"
+        while sim.suspended:
+            sim.resume(0, "return")
+        sim.audit()
+
+
+def test_who_handles_very_many_elements_comes_to_all_of_them() -> None:
+    sim = Simulation()
+    names = [f"e{n}" for n in range(400)]
+    client, worker = sim.join(["df:nothing"]), sim.join([f"df:{name}" for name in names])
+    sim.tell(worker, {"type": "heartbeat", "seq": 1,
+                      "payload": {"window": 1, "capabilities": [f"df:{name}" for name in names]}})  # fmt: skip
+    for name in names:
+        sim.submit(client, name, name, timeout_ms=60_000)
+    for _ in range(len(names)):
+        (message,) = sim.work[worker]
+        sim.work[worker].clear()
+        sim.answer(worker, message)
+        sim.pass_time(0)
+        sim.audit()
+    assert len(sim.answers[client]) == len(names)
+
+
+def test_what_waits_for_one_reactor_moves_to_another() -> None:
+    sim = Simulation()
+    sim.switch.set_policy("df", "sticky")
+    client, worker = sim.join(["df:nothing"]), sim.join(["df:work"])
+    heartbeat = {"type": "heartbeat", "seq": 1, "payload": {"window": 1, "capabilities": ["df:work"]}}
+    sim.tell(worker, heartbeat)
+    for n in range(4):
+        sim.submit(client, f"p{n}")
+    other = sim.join(["df:work"])
+    sim.tell(other, heartbeat)
+    members = {member.engine: member for member in sim.switch.links}
+    assert sim.switch.migrate(members[sim.links[worker]], members[sim.links[other]], sim.now) == 3
+    sim.pass_time(0)
+    sim.audit()
+    for link in (worker, other, other, other):
+        (message,) = sim.work[link]
+        sim.work[link].clear()
+        sim.answer(link, message)
+    assert len(sim.answers[client]) == 4
+    sim.audit(at_rest=True)

@@ -19,8 +19,16 @@ from packetflow import (
     TooLarge,
     Unavailable,
 )
-from packetflow.conformance.wire import Peer
+from packetflow.conformance.wire import Peer, messages
 from packetflow.testing import pair
+from pfcore.link.engine import Engine
+from pfcore.memory import clock
+from pfcore.simulate import receive_message, take_output
+from pfcore.wire.frames import encode_message
+from pfcore.work.dispatch import Dispatcher
+from pfcore.work.handler import Handler
+
+START = 1_000_000_000_000
 
 
 def odd(code: Any, message: Any = "no", details: Any = None) -> PacketFlowError:
@@ -239,3 +247,77 @@ async def test_data_of_very_many_containers_is_refused() -> None:
         assert await reactor.call("df", "count", [[]] * 99_999) == 99_999
         with pytest.raises(TooLarge, match="100,?000"):
             await reactor.call("df", "count", [[]] * 100_001)
+
+
+async def test_what_has_not_begun_when_the_grace_is_over_may_be_sent_again() -> None:
+    gateway = Gateway("ws://127.0.0.1:0/packetflow/v1", concurrency=1)
+    begun = asyncio.Event()
+
+    @gateway.register("df", "forever")
+    async def forever(data: Any) -> None:
+        begun.set()
+        await asyncio.get_running_loop().create_future()
+
+    gateway.register("cf", "lane", forever)
+    async with pair(gateway) as (_, reactor):
+        replies = [reactor.call("df", "forever") for _ in range(3)] + [reactor.call("cf", "lane") for _ in range(2)]
+        await begun.wait()
+        while gateway.view.dispatcher.queued < 4:
+            await asyncio.sleep(0)
+        assert not await gateway.view.dispatcher.drain(0.01)
+        gateway.view.dispatcher.end_all("shutting down")
+        ended = await asyncio.gather(*replies, return_exceptions=True)
+    codes = [error.code for error in ended if isinstance(error, PacketFlowError)]
+    assert sorted(codes) == ["PF502"] + ["PF503"] * 4
+
+
+@pytest.mark.parametrize("listener", ["on_slow", "on_error"])
+async def test_a_listener_that_raises_is_reported_and_the_packet_answered(listener: str) -> None:
+    loop = asyncio.get_running_loop()
+    told: list[Any] = []
+    loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
+
+    def fails(*what: Any) -> None:
+        raise OSError(listener)
+
+    async def handle(data: Any) -> None:
+        if listener == "on_error":
+            raise ValueError(data)
+        clock.simulate(START + 1_000_000_000)  # a second of the loop's
+
+    dispatcher = Dispatcher(**{listener: fails})
+    dispatcher.register(Handler("df", "x", handle))
+    dispatcher.start(loop)
+    side = Engine(client=False, sink=dispatcher, loop=loop)
+    side.connected(START)
+    take_output(side)
+    clock.simulate(START)
+    try:
+        loop.call_soon(receive_message, side, encode_message("submit", 1, Packet("df", "x", 1)), START)
+        await asyncio.sleep(0)
+    finally:
+        clock.simulate(0)
+    while not (answers := [one for one in messages(take_output(side)) if one["type"] == "result"]):
+        await asyncio.sleep(0)
+    assert answers[0]["payload"]["status"] == ("error" if listener == "on_error" else "success")
+    assert [str(error) for error in told] == [listener]
+    dispatcher.stop()
+
+
+async def test_events_begin_at_once_but_not_without_a_bound() -> None:
+    gateway = Gateway("ws://127.0.0.1:0/packetflow/v1", concurrency=1, max_queue=1)
+    ends = asyncio.Event()
+
+    @gateway.register("ed", "event")
+    async def event(data: Any) -> None:
+        await ends.wait()
+
+    async with pair(gateway) as (_, reactor):
+        replies = [reactor.call("ed", "event", n) for n in range(6)]
+        while not (refused := [reply for reply in replies if reply.done()]):
+            await asyncio.sleep(0)
+        assert all(isinstance(reply.exception(), Overloaded) for reply in refused)
+        ends.set()
+        ended = await asyncio.gather(*replies, return_exceptions=True)
+    assert 0 < sum(isinstance(one, Overloaded) for one in ended) < 6
+    assert ended[0] is None
