@@ -103,3 +103,57 @@ async def test_messages_go_both_ways(size: int) -> None:
     assert (link.open, link.close_code, link.close_reason) == (False, 1000, "done")
     server.close()
     await server.wait_closed()
+
+
+async def _linked(on_message: Any) -> tuple[Any, Peer, MessageLink]:
+    """A server whose links do this with messages; a peer, and the server's side of its connection."""
+    loop = asyncio.get_running_loop()
+    opened: asyncio.Future[MessageLink] = loop.create_future()
+    server = await picows.ws_create_server(
+        lambda request: MessageLink(on_message, loop=loop, on_open=opened.set_result), "127.0.0.1", 0,
+        enable_auto_pong=False,
+    )  # fmt: skip
+    peer = await Peer.connect(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    return server, peer, await opened
+
+
+async def _end(server: Any, peer: Peer) -> None:
+    peer.close()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_text_that_is_none_ends_the_connection() -> None:
+    messages: list[bytes] = []
+    server, peer, link = await _linked(lambda link, payload, text: messages.append(payload))
+    peer.writer.write(frame(b"\xff", 2, mask=b"abcd") + frame(b"\xff", 1, mask=b"abcd") + frame(b"x", 1, mask=b"abcd"))
+    await link.wait_closed()
+    assert messages == [b"\xff"]
+    assert (link.close_code, link.close_reason) == (1007, "invalid UTF-8")
+    await _end(server, peer)
+
+
+async def test_what_a_message_may_not_raise_ends_its_connection_and_is_told() -> None:
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+
+    def on_message(link: MessageLink, payload: bytes, text: bool) -> None:
+        raise OSError("a user's code")
+
+    server, peer, link = await _linked(on_message)
+    peer.writer.write(frame(b"x", 1, mask=b"abcd"))
+    await link.wait_closed()
+    assert [str(error) for error in told] == ["a user's code"]
+    assert (link.close_code, link.close_reason) == (1011, "internal error")
+    await _end(server, peer)
+
+
+async def test_a_link_that_is_detached_has_ended_when_that_returns() -> None:
+    server, peer, link = await _linked(lambda link, payload, text: None)
+    link.detach()
+    assert not link.open
+    link.detach()
+    link.abort()
+    await link.wait_closed()
+    assert await peer.reader.read() == b""
+    await _end(server, peer)

@@ -185,3 +185,11 @@ def test_a_finaliser_of_an_item_finds_the_heap_whole(end: str) -> None:
     assert [heap.pop() for _ in range(left)] == ["again"] * left
     with pytest.raises(IndexError):
         heap.pop()
+
+
+def test_an_entry_says_whether_it_is_queued() -> None:
+    heap = PriorityHeap()
+    entry = heap.push("x", 3)
+    assert repr(entry) == "<HeapEntry priority=3 queued item='x'>"
+    heap.remove(entry)
+    assert repr(entry).startswith("<HeapEntry priority=3 gone")

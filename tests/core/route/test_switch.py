@@ -599,13 +599,13 @@ def test_elements_that_end_with_their_reactor_are_not_known_for_good() -> None:
     sim.audit(at_rest=True)
 
 
-def _keyed(sim: Simulation, client: int, workers: list[int], key: str) -> int:
+def _keyed(sim: Simulation, client: int, workers: list[int], key: str, name: str = "key") -> int:
     """Which worker gets a packet with this key, as JSON."""
     before = {worker: len(sim.work[worker]) for worker in workers}
     seq = len(sim.asked[client]) + 1
     sim.asked[client].add(seq)
     sim.tell(client, (f'{{"type":"submit","seq":{seq},"payload":{{"version":"1.0","id":"k{seq}","group":"df",'
-                      f'"element":"work","data":1,"priority":5,"metadata":{{"key":{key}}}}}}}').encode())  # fmt: skip
+                      f'"element":"work","data":1,"priority":5,"metadata":{{"{name}":{key}}}}}}}').encode())  # fmt: skip
     (chosen,) = [worker for worker in workers if len(sim.work[worker]) > before[worker]]
     return chosen
 
@@ -622,6 +622,7 @@ def test_equal_keys_lead_to_one_reactor_however_they_are_written() -> None:
             (f'{{"a":{n},"b":[true]}}', f'{{"b": [true], "a": {n}.0}}'),
         ]:
             assert _keyed(sim, client, workers, one) == _keyed(sim, client, workers, other), (one, other)
+        assert _keyed(sim, client, workers, one) == _keyed(sim, client, workers, one, r"k\u0065\u0079")
     assert len({_keyed(sim, client, workers, f"[{n}]") for n in range(60)}) > 4
 
 

@@ -321,3 +321,32 @@ async def test_events_begin_at_once_but_not_without_a_bound() -> None:
         ended = await asyncio.gather(*replies, return_exceptions=True)
     assert 0 < sum(isinstance(one, Overloaded) for one in ended) < 6
     assert ended[0] is None
+
+
+async def test_what_waits_without_a_place_of_its_own_is_bounded_too() -> None:
+    ends = asyncio.Event()
+
+    async def waits(data: Any) -> None:
+        await ends.wait()
+
+    loop = asyncio.get_running_loop()
+    dispatcher = Dispatcher(max_waiting=2)
+    dispatcher.register(Handler("co", "waits", waits, unbounded=True))
+    dispatcher.start(loop)
+    side = Engine(client=False, sink=dispatcher, loop=loop)
+    side.connected(START)
+    take_output(side)
+    for n in range(1, 5):
+        loop.call_soon(receive_message, side, encode_message("submit", n, Packet("co", "waits", n)), START)
+        while n <= 2 and dispatcher.waiting < n:
+            await asyncio.sleep(0)
+    answers: list[dict[str, Any]] = []
+    for wanted in (2, 4):
+        while len(answers) < wanted:
+            await asyncio.sleep(0)
+            answers += [one for one in messages(take_output(side)) if one["type"] == "result"]
+        ends.set()
+    assert [one["payload"]["status"] for one in answers] == ["error"] * 2 + ["success"] * 2
+    assert {one["payload"]["error"]["code"] for one in answers[:2]} == {"PF429"}
+    assert {one["seq"] for one in answers[:2]} == {3, 4}
+    dispatcher.stop()
