@@ -109,6 +109,7 @@ def test_a_callback_whose_context_is_in_use_is_left_to_the_loop() -> None:
 
 async def test_a_setting_of_retry_that_cannot_be_is_refused(reactor: Reactor) -> None:
     assert await reactor.call("df", "echo", 1, retry=False) == 1
+    assert (await reactor.submit(Packet("df", "echo", 1), retry=False)).data == 1
     for retry in (-1, 1000, "yes", 1.0):
         with pytest.raises((ValueError, InvalidPacket), match="retry"):
             reactor.call("df", "echo", 1, retry=retry)  # type: ignore[arg-type]

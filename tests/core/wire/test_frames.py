@@ -665,3 +665,18 @@ def test_what_would_be_decoded_without_end_is_bounded(most: bytes, more: bytes, 
     with pytest.raises(InvalidPacket) as caught:
         decode_message(more)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b'{"type":"heartbeat","seq":1,"payload":{},"unknown":[}',
+        b'{"unknown":tru,"type":"heartbeat","seq":1,"payload":{}}',
+        b'{"type":"result","seq":1,"payload":{"packet_id":"a","status":"success","data":1,"duration_ms":0,"unknown":[}}',
+        compact(change(SUBMIT, "payload.group", "cx")),
+        compact(change(SUBMIT, "payload.group", "xf")),
+    ],
+)
+def test_what_nobody_asks_about_is_read_all_the_same(frame: bytes) -> None:
+    with pytest.raises(InvalidPacket):
+        read(frame)
