@@ -14,10 +14,7 @@ import pytest
 
 from packetflow import Access, Packet, Role
 from pfcore.work.handler import Handler
-from tests.simulated import Fabric, SimulatedLink, simulated_time
-
-
-from tests.simulated import ADMIN, ANONYMOUS, NARROW, USER, Fabric, identity, simulated_time
+from tests.simulated import ADMIN, ANONYMOUS, NARROW, USER, Fabric, SimulatedLink, identity, simulated_time
 
 ONE_LOOP = "simulated"
 

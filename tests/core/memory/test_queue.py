@@ -19,7 +19,7 @@ def all_of(queue: Queue, rounds: Rounds) -> list[Any]:
     found = []
     while len(queue):
         found.append(queue.take(rounds))
-        assert audit_queue(queue) == []
+    assert audit_queue(queue) == []
     return found
 
 
@@ -61,14 +61,14 @@ def test_rounds_are_a_reactors_over_all_queues_that_it_takes_from() -> None:
 
 def test_thousands_of_accounts_all_come_to_their_turn() -> None:
     queue, rounds = Queue(), Rounds()
-    for place in range(500):
+    for place in range(200):
         account = Account(f"loud {place}", 1)
         for number in range(20):
             queue.add(("loud", place, number), account, 10)
     queue.add("quiet", Account("quiet", 1), 1)
     taken = all_of(queue, rounds)
-    assert len(taken) == 10_001
-    assert taken.index("quiet") < 501 * ROUND + 64
+    assert len(taken) == 4001
+    assert taken.index("quiet") < 201 * ROUND + 64
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(1, 10)) | st.integers(0, 50), max_size=120))

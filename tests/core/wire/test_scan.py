@@ -197,13 +197,14 @@ def test_separators_are_counted(some: bytes, times: int) -> None:
     assert separators(text) == sum(text.count(one) for one in (b",", b"[", b"{"))
 
 
-@given(
-    st.lists(
-        st.recursive(
-            st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
-        )
-    )
+NESTED = st.recursive(
+    st.none() | st.integers(0, 9) | st.sampled_from(["", ",", "[", "\\"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab,"), inner, max_size=2),
+    max_leaves=6,
 )
+
+
+@given(st.lists(NESTED, max_size=6))
 def test_the_items_of_an_array_are_counted(items: list[Any]) -> None:
     for text in (json.dumps(items), json.dumps(items, indent=1), " " + json.dumps(items) + "\n"):
         assert array_length(text.encode(), len(items)) == array_length(text.encode(), 10_000) == len(items)
