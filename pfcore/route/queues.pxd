@@ -22,5 +22,6 @@ cdef class Queues:
     # Where work for a reactor may wait.
     cdef list routes_of(self, Member member)
     # The most urgent of what a reactor with room may have, still in its queue; None: nothing. Accounts that have had
-    # their part of its round come after all others. `urgent`: only what an event may have is left. Of many elements a part is looked at: `member.unseen` says how many are left.
+    # their part of its round come after all others. `urgent`: only what an event may have is left. Of many
+    # elements a part is looked at: `member.unseen` says how many are left.
     cdef Flight most_urgent(self, Member member, bint urgent)
