@@ -1,8 +1,11 @@
+from typing import final
+
 from pfcore.memory.budget import Account
 from pfcore.memory.heap import HeapEntry
 
 __all__ = ["Queue", "Rounds"]
 
+@final
 class Queue:
     @property
     def count(self) -> int: ...
@@ -12,5 +15,6 @@ class Queue:
     def take(self, rounds: Rounds) -> object: ...
     def discard(self, entry: HeapEntry, account: Account | None) -> None: ...
 
+@final
 class Rounds:
     pass
