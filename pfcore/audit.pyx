@@ -56,13 +56,15 @@ def _items(PriorityHeap heap):
 
 def _queued(Queue queue):
     """``[(entry, item)]`` of all shares."""
-    return [pair for share in queue.order for pair in _items((<Share>share).heap)]
+    return [pair for share in queue.order or () for pair in _items((<Share>share).heap)]
 
 
 def audit_queue(Queue queue not None, str name="queue"):
     """What is wrong in a queue: its shares, their places, their heaps, its count."""
     cdef list wrong = []
     cdef Share share
+    if queue.order is None or queue.shares is None:
+        return [] if queue.count == 0 and queue.order is queue.shares else [f"{name}: it has lost its shares"]
     for place, share in enumerate(queue.order):
         if share.place != place or share.queue is not queue or queue.shares.get(share.account) is not share:
             wrong.append(f"{name}: a share does not know its place")
@@ -579,7 +581,7 @@ def _check_dispatcher(Dispatcher dispatcher, list engines, list workers, list wr
             *[((<Turn>turn).heap, dispatcher.unbounded_queue, "dispatcher's unbounded queue")
               for turn in dispatcher.unbounded_queue.turns.values()],
             *[((<Share>share).heap, None, "queue of a lane")
-              for one in dispatcher.lanes.values() for share in (<Lane>one).queue.order]):
+              for one in dispatcher.lanes.values() for share in (<Lane>one).queue.order or ()]):
         wrong += audit_heap(heap, name)
         for entry, item in _items(heap):
             job = <Job?>item

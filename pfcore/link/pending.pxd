@@ -73,6 +73,7 @@ cdef class PendingTable:
         return self.entries[slot].long_id if self.entries[slot].long_id != NULL else self.entries[slot].id
 
     cdef int _grow(self) except -1
+    cdef void _fill_buckets(self) noexcept
     cdef void _wheel_add(self, int32_t slot) noexcept
     cdef void _wheel_remove(self, int32_t slot) noexcept
     cdef void _cascade(self, int level) noexcept

@@ -78,7 +78,6 @@ cdef class PendingTable:
 
     cdef int _grow(self) except -1:
         cdef int32_t capacity = self.capacity * 2 if self.capacity else FIRST_CAPACITY
-        cdef int32_t slot, bucket
         cdef void* memory
         if self.wheel == NULL:
             memory = malloc(LEVELS * WHEEL_SLOTS * sizeof(int32_t))
@@ -99,17 +98,54 @@ cdef class PendingTable:
             raise MemoryError()
         self.by_id = <int32_t*>memory
         self.capacity = capacity
-        memset(self.by_seq, 0xFF, <size_t>capacity * sizeof(int32_t))
-        memset(self.by_id, 0xFF, <size_t>capacity * sizeof(int32_t))
+        self._fill_buckets()
+        return 0
+
+    cdef void _fill_buckets(self) noexcept:
+        cdef int32_t slot, bucket
+        memset(self.by_seq, 0xFF, <size_t>self.capacity * sizeof(int32_t))
+        memset(self.by_id, 0xFF, <size_t>self.capacity * sizeof(int32_t))
         for slot in range(self.used):
             if self.entries[slot].seq != 0:
-                bucket = <int32_t>(self.entries[slot].seq & (capacity - 1))
+                bucket = <int32_t>(self.entries[slot].seq & (self.capacity - 1))
                 self.entries[slot].next_seq = self.by_seq[bucket]
                 self.by_seq[bucket] = slot
-                bucket = <int32_t>(self.entries[slot].hash & <uint64_t>(capacity - 1))
+                bucket = <int32_t>(self.entries[slot].hash & <uint64_t>(self.capacity - 1))
                 self.entries[slot].next_id = self.by_id[bucket]
                 self.by_id[bucket] = slot
-        return 0
+
+    def shrink(self):
+        """Gives back memory of slots that are not in use. An entry stays in its slot: those to come take the first ones.
+
+        So where some are in use a second call, once these have ended, gives back the more.
+        """
+        cdef int32_t slot, capacity = FIRST_CAPACITY
+        cdef void* memory
+        if self.capacity <= FIRST_CAPACITY or self.count > self.used >> 3:
+            return
+        while self.used > 0 and self.entries[self.used - 1].seq == 0:
+            self.used -= 1
+        self.free = -1
+        for slot in range(self.used - 1, -1, -1):
+            if self.entries[slot].seq == 0:
+                self.entries[slot].next_seq = self.free
+                self.free = slot
+        while capacity < self.used:
+            capacity *= 2
+        if capacity > self.capacity // 4:
+            return
+        # in any order, and whichever of them the allocator refuses: a larger one than `capacity` says does no harm
+        self.capacity = capacity
+        memory = realloc(self.entries, <size_t>capacity * sizeof(Entry))
+        if memory != NULL:
+            self.entries = <Entry*>memory
+        memory = realloc(self.by_seq, <size_t>capacity * sizeof(int32_t))
+        if memory != NULL:
+            self.by_seq = <int32_t*>memory
+        memory = realloc(self.by_id, <size_t>capacity * sizeof(int32_t))
+        if memory != NULL:
+            self.by_id = <int32_t*>memory
+        self._fill_buckets()
 
     # -- the wheel
 
@@ -352,6 +388,11 @@ cdef class PendingTable:
         cdef int32_t slot = self.insert(waiter, <const unsigned char*>PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw),
                                         when)
         return self.entries[slot].seq
+
+    @property
+    def slots(self):
+        """Entries that there is memory for."""
+        return self.capacity
 
     def take(self, int64_t seq):
         """The waiter of `seq`, removed; None if there is none."""

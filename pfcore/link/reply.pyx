@@ -61,7 +61,7 @@ cdef Reply new_reply(object loop, Canceller owner, Want want):
 
 @cython.final
 @cython.no_gc
-@cython.freelist(4096)
+@cython.freelist(1024)  # not more: what is kept of a crowd pins the pages that it stood on
 cdef class Reply:
     """The answer to come: await it, or treat it as an `asyncio.Future`.
 

@@ -17,7 +17,7 @@ class HeapFull(Exception):
 # the collector again and again.
 @cython.final
 @cython.no_gc
-@cython.freelist(1024)
+@cython.freelist(256)
 cdef class HeapEntry:
     """An item's place in a `PriorityHeap`, as `push` returns it.
 

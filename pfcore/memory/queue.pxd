@@ -23,7 +23,7 @@ cdef class Share:
 
 cdef class Queue:
     cdef:
-        list order               # Shares
+        list order               # Shares; None while it is empty, as is `shares`
         dict shares              # Account -> Share
         Py_ssize_t at            # where the next look begins
         readonly Py_ssize_t count

@@ -20,18 +20,19 @@ cdef class Share:
 
 @cython.final
 cdef class Queue:
-    """Items of accounts; `push`, `take` and `discard` are for tests."""
-
-    def __init__(self):
-        self.order = []
-        self.shares = {}
+    """Items of accounts; `add`, `take` and `discard` are for tests."""
 
     def __len__(self):
         return self.count
 
     cdef HeapEntry push(self, object item, Account account, int64_t priority):
-        cdef Share share = <Share>self.shares.get(account)
+        cdef Share share
         cdef HeapEntry entry
+        if self.shares is None:
+            # a hundred thousand elements have a queue each, nearly all of them empty
+            self.order = []
+            self.shares = {}
+        share = <Share>self.shares.get(account)
         if share is None:
             share = Share.__new__(Share)
             share.account = account
@@ -84,6 +85,8 @@ cdef class Queue:
                 last.place = share.place
             share.queue = None
             del self.shares[share.account]
+            if not self.order:
+                self.order = self.shares = None
         return 0
 
     cdef Share next_of(self, Rounds rounds, bint* over):

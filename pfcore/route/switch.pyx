@@ -240,6 +240,7 @@ cdef class Switch(Flow):
     def let_go(self):
         """Gives up what is kept to be used again, and holds pages that nothing else does."""
         self.flights.pool.clear()
+        self.table.shrink()
         self.kept.scratch.release()
         self.dispatcher.let_go()
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from pfcore.audit import audit_table
 from pfcore.link.pending import PendingFull, PendingTable
 
 MS = 1_000_000
@@ -175,6 +176,24 @@ def test_expiry_against_a_model(deadlines: list[int], moments: list[int]) -> Non
     assert len(table) == len(left)
 
 
+def test_memory_of_many_is_given_back_once_they_have_ended() -> None:
+    table = PendingTable()
+    seqs = [table.add(n, f"p{n}", n * MS) for n in range(20_000)]
+    before = table.slots
+    for seq in seqs[:19_990]:
+        table.take(seq)
+    table.shrink()  # those that are left stand at the end
+    more = [table.add("more", f"m{n}", 0) for n in range(5)]
+    assert [table.take(seq) for seq in seqs[19_990:]] == list(range(19_990, 20_000))
+    table.shrink()
+    assert table.slots < before // 100
+    assert [table.take(seq) for seq in more] == ["more"] * 5
+    assert audit_table(table) == []
+    assert table.add("last", "p") not in seqs
+    table.shrink()
+    assert table.take_by_id("p") == "last"
+
+
 class TableAgainstModel(RuleBasedStateMachine):
     """The table beside a dict."""
 
@@ -197,6 +216,10 @@ class TableAgainstModel(RuleBasedStateMachine):
         assert 1 <= seq <= 25
         assert seq not in self.model
         self.model[seq] = (self.count, packet_id, deadline)
+
+    @rule()
+    def shrink(self) -> None:
+        self.table.shrink()
 
     @rule(seq=st.integers(0, 26))
     def take(self, seq: int) -> None:
