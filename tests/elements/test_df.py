@@ -121,7 +121,7 @@ async def test_a_full_stream_makes_its_producer_wait() -> None:
         await waiting
 
 
-async def test_an_async_iterator_acknowledges_what_its_loop_has_done(client: Reactor) -> None:
+async def test_an_async_iterator_acknowledges_what_its_loop_has_done(hub: Gateway, client: Reactor) -> None:
     stream = client.stream("jobs")
     await stream.produce("a", "b", "c")
     seen = []
@@ -136,6 +136,10 @@ async def test_an_async_iterator_acknowledges_what_its_loop_has_done(client: Rea
         await fail_at_b()
     assert seen == ["a", "b"]
     # a generator that was left is closed when it is collected; what it had done is acknowledged then
+    elements = hub.view.runtime()
+    assert elements is not None
+    (progress,) = elements.rooms["readers"].known.values()
+    await until(lambda: len(progress.pending) == 2)
     async for item in stream.consume(redeliver_after=0.02):
         seen.append(item.data)
         if len(seen) == 4:

@@ -316,14 +316,19 @@ async def test_fill_computes_once_however_many_ask(hub: Gateway, client: Reactor
 
 async def test_who_waits_for_a_fill_gets_it_even_when_it_has_expired(hub: Gateway, client: Reactor) -> None:
     runs = []
+    made = asyncio.Event()
 
     async def costly(data: Any) -> Any:
         runs.append(data)
-        await asyncio.sleep(0.02)
+        await made.wait()
         return "x" * 500_000
 
     hub.register("df", "costly", costly)
-    fills = [client.cache.fill("k", step("df", "costly"), ttl=0.001) for _ in range(40)]
+    fills = [asyncio.ensure_future(client.cache.fill("k", step("df", "costly"), ttl=0.001)) for _ in range(40)]
+    elements = hub.view.runtime()
+    assert elements is not None
+    await until(lambda: elements.lines.waiting("fill", "k") == 39)
+    made.set()
     assert [len(value) for value in await asyncio.gather(*fills)] == [500_000] * 40
     assert len(runs) == 1
 
