@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from packetflow import Access, Packet, Role
+from pfcore.memory import clock
 from pfcore.work.handler import Handler
 from tests.simulated import ADMIN, ANONYMOUS, NARROW, USER, Fabric, SimulatedLink, identity, simulated_time
 
@@ -679,12 +680,10 @@ def test_a_link_that_sent_a_packet_twice_takes_it_back_once(house: House, key: s
     house.say(link, house.cancel("Q"))
     assert house.gateway.switch.in_flight == 1
     house.say(other, house.cancel("Q"))
-    if key == "df:work":
-        house.answer(worker, -1)
-    else:
-        house.do(house.suspended[-1].set_result, 1)
     house.pass_time(0.1)
     assert house.gateway.switch.in_flight == 0
+    assert all(future.cancelled() for future in house.suspended)
+    assert worker in house.links
 
 
 def test_what_was_cancelled_before_it_began_may_come_again(house: House) -> None:
@@ -890,3 +889,89 @@ def test_a_broadcast_goes_to_who_may_have_it_when_it_is_sent(house: House, wait:
     assert names == (["alice", "bob"] if how == "may not" and names[0] == "alice" else [names[0]])
     told = house.outcomes("B")[0][1]
     assert (told["delivered"], len(told["results"])) == (len(sent), len(sent) if wait else 0)
+
+
+@pytest.mark.parametrize("key", ["df:work", "df:later"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_two_links_sent_ends_when_neither_wants_it(house: House, key: str, first: int) -> None:
+    house.worker("bob", "df:work")
+    for leaves in (True, False):
+        links = [house.link("bob"), house.link("bob")]
+        packet = house.packet(f"P{leaves}", key, timeout_ms=300_000)
+        for link in links:
+            house.say(link, packet)
+        house.leave(links[first])
+        assert house.gateway.switch.in_flight == 1
+        if leaves:
+            house.leave(links[1 - first])
+        else:
+            house.say(links[1 - first], house.cancel(f"P{leaves}"))
+        house.pass_time(0.1)
+        assert house.gateway.switch.in_flight == 0
+    assert all(future.cancelled() for future in house.suspended)
+
+
+def test_what_was_lost_and_then_cancelled_does_not_begin_again(house: House) -> None:
+    link, first = house.link("bob"), house.worker("bob", "df:work")
+    packet = house.packet("P", "df:work", metadata={"retry": 3}, timeout_ms=60_000)
+    house.say(link, packet)
+    house.leave(first)
+    house.say(link, house.cancel("P"))
+    second = house.worker("bob", "df:work")
+    house.say(link, packet)
+    house.pass_time(0.1)
+    assert house.work[second] == []
+    assert house.outcomes("P") == [(link, "PF499")]
+
+
+# ---------------------------------------------------------------- who was asked, and may be asked again
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_who_was_busy_is_asked_again_when_nobody_else_is_left(house: House, waits: bool) -> None:
+    link = house.link("bob")
+    first = house.worker("bob", "df:work")
+    house.say(link, house.packet("P", "df:work", metadata={"retry": 10}, timeout_ms=60_000))
+    second = house.worker("bob", "df:work", window=1)
+    if waits:
+        house.say(link, *[house.packet(f"x{n}", "df:work") for n in range(3)])
+    house.links[first].engine.heard(0)
+    house.answer(first, code="PF503")
+    house.failures.clear()  # it says that what it was given never began
+    house.leave(second)
+    house.pass_time(1)
+    assert house.outcomes("P") == []
+    assert [work["payload"]["id"] for work in house.work[first]].count("P") == 2
+
+
+def test_who_takes_a_handler_back_and_has_it_again_gets_what_waited(house: House) -> None:
+    link, alice = house.link("bob"), house.link("alice")
+    worker = house.worker("bob", "df:work", window=1)
+    house.say(link, house.packet("P", "df:work", metadata={"retry": 10}, timeout_ms=300_000))
+    house.pass_time(11)
+    house.heartbeat(worker, [], window=1)
+    house.answer(worker, code="PF001")
+    for n in range(3):
+        house.say(alice, house.packet(f"a{n}", "df:work", metadata={"retry": 10}))
+    house.heartbeat(worker, ["df:work"], window=1)
+    for place in range(1, 5):
+        house.answer(worker, place)
+    assert {work["payload"]["id"] for work in house.work[worker]} == {"P", "a0", "a1", "a2"}
+    assert house.gateway.switch.in_flight == 0
+
+
+def test_what_was_moved_from_a_reactor_keeps_nobody_from_the_other(house: House) -> None:
+    link, alice = house.link("bob"), house.link("alice")
+    first = house.worker("bob", "df:work", window=1)
+    house.say(link, house.packet("P", "df:work", metadata={"retry": 10}, timeout_ms=300_000, priority=10))
+    second = house.worker("bob", "df:work", window=1)
+    house.say(link, house.packet("x", "df:work", timeout_ms=300_000))
+    house.answer(first, code="PF429")
+    house.failures.clear()
+    house.do(house.gateway.switch.migrate, house.links[second].engine.member, None, clock.now())
+    for n in range(2):
+        house.say(alice, house.packet(f"a{n}", "df:work"))
+    for place in range(1, 4):
+        house.answer(first, place)
+    assert sorted(work["payload"]["id"] for work in house.work[first][1:]) == ["P", "a0", "a1"]
+    house.failures.clear()

@@ -10,7 +10,7 @@ __all__ = ["Queue", "Rounds"]
 
 cdef enum:
     LOOKED_AT = 64               # accounts compared at once: with more, urgency holds among so many
-    MOST_KNOWN = 4096            # accounts of a round
+    MOST_KNOWN = 65536           # accounts of a round
 
 
 @cython.final
@@ -90,23 +90,26 @@ cdef class Queue:
         return 0
 
     cdef Share next_of(self, Rounds rounds, bint* over):
-        cdef Py_ssize_t n = len(self.order), k
+        cdef Py_ssize_t n = len(self.order), k, seen = 0
         cdef Share share, best = None
         cdef bint spent
         cdef int64_t urgency, urgent = 0
         over[0] = True
         if self.at >= n:
             self.at = 0
-        for k in range(min(n, LOOKED_AT)):
-            share = <Share>self.order[(self.at + k) % n]
-            spent = rounds.spent(share.account)
-            if spent and not over[0]:
-                continue
-            urgency = ~share.heap.nodes[0].priority
-            if best is None or urgency > urgent or (over[0] and not spent):
-                best = share
-                urgent = urgency
-                over[0] = spent
+        # a round is over when nobody is left, not when nobody is among the first: who stands behind would never come
+        while seen < n and over[0]:
+            for k in range(seen, min(n, seen + LOOKED_AT)):
+                share = <Share>self.order[(self.at + k) % n]
+                spent = rounds.spent(share.account)
+                if spent and not over[0]:
+                    continue
+                urgency = ~share.heap.nodes[0].priority
+                if best is None or urgency > urgent or (over[0] and not spent):
+                    best = share
+                    urgent = urgency
+                    over[0] = spent
+            seen += LOOKED_AT
         return best
 
     # -- for Python: tests

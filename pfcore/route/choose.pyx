@@ -132,7 +132,7 @@ cdef bint all_refused(Route route, Flight flight) except -1:
     cdef Py_ssize_t refused = 0
     for member in flight.tried:
         refused += not member.gone and route in member.routes
-    return route.announced > 0 and (refused >= route.announced or refused >= MAX_TRIED)
+    return route.announced > 0 and not flight.busy and (refused >= route.announced or refused >= MAX_TRIED)
 
 
 cdef int retries_of(FrameReader reader) noexcept:

@@ -127,6 +127,7 @@ cdef class Flight:
         uint8_t priority
         bint has_key
         bint lost                # it was with a reactor that is gone: it may have run
+        bint busy                # one of `tried` had no room just then
         int retries              # how often it may be sent again
         Member origin            # None once its link has gone
         Member target            # who has it, None
@@ -163,7 +164,9 @@ cdef class Flight:
     cdef bint attach(self, Member member, int64_t seq) except -1
     # This link wants no answer any more, whatever it has submitted again.
     cdef int detach(self, Member member) except -1
-    # Has a reactor got it, or is its handler here running?
+    # Its submitter has gone, or wants it no more: the next that waits for it takes his place. False: there is none.
+    cdef bint pass_on(self) except -1
+    # Has a reactor got it, or had it, or is its handler here running?
     cdef bint has_begun(self) noexcept
     # Does another submit wait for it? Those whose links have gone do not count any more.
     cdef bint others_wait(self) except -1

@@ -209,8 +209,17 @@ cdef class Flight:
             self.attached = others or None
         return 0
 
+    cdef bint pass_on(self) except -1:
+        if not self.others_wait():
+            return False
+        member, seq = self.attached[0]
+        pay_back(self.attached[:1])
+        self.attached = self.attached[1:] or None
+        (<Member>member).submits(self, seq)
+        return True
+
     cdef bint has_begun(self) noexcept:
-        return self.state == FlightState.SENT or (
+        return self.lost or self.state == FlightState.SENT or (
             self.state == FlightState.LOCAL and (self.job is None or self.job.started > 0))
 
     cdef bint others_wait(self) except -1:

@@ -314,7 +314,7 @@ cdef class Flow(Way):
         flight.account.flights += 1
         flight.route = route
         flight.accepted = now
-        flight.lost = False
+        flight.lost = flight.busy = False
         flight.retries = retries
         flight.has_key = has_key
         flight.key_hash = key_hash
@@ -381,11 +381,16 @@ cdef class Flow(Way):
                 if flight.held != NULL:
                     self.kept.rename(flight, self.now)
                 return self.place(flight, reader, now)
+        if flight.tried is not None and flight.busy and flight.retries > 0:
+            flight.retries -= 1  # who had no room then may have some now
+            flight.tried, flight.busy = None, False
+            return self.place(flight, reader, now)
         if flight.tried is not None and all_refused(route, flight):
             return self.fail(flight, "PF001", f"no handler for {route.key}: all of them refused it", None, now, reader)
         if flight.retries > 0 and (now - self.started < STARTING or (
                 route.last_served > 0 and now - route.last_served < SEEN_LATELY)):
-            # it was there a moment ago, or will be: a restart, perhaps
+            # it was there a moment ago, or will be: a restart, perhaps; then of another mind
+            flight.tried = None
             return self.enqueue(flight, route.queue, reader, now)
         if route.last_served > 0 and now - route.last_served < SEEN_LATELY:
             return self.fail(flight, "PF503", f"no reactor for {route.key} is connected just now",
@@ -555,6 +560,7 @@ cdef class Flow(Way):
             elif flight.retries > 0 and flight.held != NULL and code in _TRY_AGAIN:
                 # it never ran there; if there is another, that one may
                 if another(flight.route, flight, member, self.newcomers.unlisted) is not None:
+                    flight.busy = True
                     self._next(flight, now)
                     return True
         elif member.strikes is not None:
@@ -747,7 +753,11 @@ cdef class Flow(Way):
         if flight is None:
             return 0
         flight.detach(member)
-        if flight.origin is not member or flight.others_wait():
+        if flight.origin is not member:
+            return 0
+        if flight.others_wait():
+            member.has_ended(flight)
+            flight.pass_on()
             return 0
         target = flight.target
         if flight.has_begun():

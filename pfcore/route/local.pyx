@@ -185,7 +185,7 @@ cdef class Local:
         cdef int64_t number
         if flight is None or flight.state != FlightState.LOCAL or flight.engine is not engine:
             return self.dispatcher.drop(engine, job, why)
-        if why == DropReason.CANCELLED_BY_PEER and engine.member is not None:
+        if why != DropReason.EXPIRED and engine.member is not None:
             flight.detach(<Member>engine.member)
         if why != DropReason.EXPIRED and self.inner is not None and self.inner is not engine and (
                 (why == DropReason.DISCONNECTED and flight.retries > 0 and flight.outlives()
@@ -203,6 +203,7 @@ cdef class Local:
                 flight.engine = self.inner
                 if flight.origin is not None:
                     flight.origin.has_ended(flight)
+                flight.pass_on()
                 return 0
         if why != DropReason.EXPIRED:
             if why == DropReason.CANCELLED_BY_PEER and flight.has_begun():

@@ -222,11 +222,11 @@ cdef class Membership:
         member.has_ended(flight)
         if stays and flight.account is member.account and not flight.outlives():
             stays = False
-        if not stays and flight.state != FlightState.LOCAL and not flight.others_wait():
-            # nobody waits, or may come back, any more (a local one's handler was told by its engine)
-            if flight.state == FlightState.SENT and flight.target is not None and not flight.target.gone:
-                way.withdraw(flight)
-            way.forget(flight)
+        if flight.state == FlightState.LOCAL and flight.engine is member.engine:
+            return 0  # its handler was told by its engine
+        # nobody waits, or may come back, any more?
+        if not flight.pass_on() and not stays:
+            way.take_back(flight)
         return 0
 
     cdef int _lose_target(self, Way way, Flight flight, Member member) except -1:

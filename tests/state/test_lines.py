@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -111,3 +112,26 @@ async def test_who_is_woken_looks_when_it_is_his_turn(lines: Lines) -> None:
     await asyncio.sleep(0)
     asked[-1].set_result(None)
     assert await second == 7
+
+
+async def test_who_is_served_as_all_is_closed_leaves_no_failure_behind(lines: Lines) -> None:
+    found: list[int] = []
+    asked = asyncio.get_running_loop().create_future()
+    failures: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+
+    async def attempt() -> int | None:
+        return found[-1] if found else None
+
+    waiting = waits(lines, attempt, turn=lambda: asked)
+    await asyncio.sleep(0)
+    lines.wake("lock", "k")
+    await asyncio.sleep(0)
+    lines.close()
+    found.append(7)
+    asked.set_result(None)
+    assert await waiting == 7
+    del waiting
+    gc.collect()
+    await asyncio.sleep(0)
+    assert failures == []

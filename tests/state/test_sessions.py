@@ -214,3 +214,12 @@ def test_closing_ends_all_at_once(sessions: Sessions) -> None:
     holding(sessions.of("link", 7), ended, *map(str, range(1000)))
     sessions.close()
     assert len(ended) == 1000
+
+
+def test_closing_ends_those_that_were_about_to_end(sessions: Sessions) -> None:
+    ended: list[str] = []
+    session = sessions.of("link", 7)
+    holding(session, ended, *map(str, range(1000)))
+    sessions.end(session)
+    sessions.close()
+    assert len(ended) == 1000

@@ -206,7 +206,10 @@ class Runtime:
                 await self.turns.next(account)
                 try:
                     await waiting.popleft()()
-                except Exception:
+                except (Exception, asyncio.CancelledError):
+                    task = asyncio.current_task()
+                    if task is not None and task.cancelling():
+                        raise  # the gateway ends
                     log.exception("a background task of the elements failed")
         finally:
             del self._later[account]

@@ -215,19 +215,21 @@ class _Reader:
             _save_later(self.call, self.readers)
 
 
-async def _saved(call: Call, progress: _Progress) -> _Saved:
-    """What the store is told. Whoever asks has the progress's turn, or nobody else knows it yet."""
+async def _saved(call: Call, progress: _Progress, owner: Account | None) -> _Saved:
+    """What the store is told, in the owner's turns. Whoever asks has the progress's, or nobody else knows it yet."""
+    turns = call.runtime.turns
+    account = call.runtime.orphans if owner is None else owner
     now = call.runtime.alarms.now()
     pending = []
     for place, (item, (deliveries, due)) in enumerate(progress.pending.items()):
-        if place % PIECE == PIECE - 1:
-            await call.turn()
+        if place % PIECE == PIECE - 1 and turns.spent(account):
+            await turns.next(account)
         pending.append((item, deliveries, max(0, round((due - now) * 1000))))
     return _Saved(progress.cursor, pending)
 
 
 async def _put(call: Call, key: str, progress: _Progress, owner: Account | None, must: bool) -> None:
-    saved = await _saved(call, progress)
+    saved = await _saved(call, progress, owner)
     entry = await call.store.put(
         CONSUMERS.name,
         key,
@@ -248,19 +250,12 @@ def _save_later(call: Call, readers: _Readers) -> None:
 
 async def _save(call: Call, readers: _Readers) -> None:
     """Tells the store of all that has changed; of what has changed meanwhile, or could not be told, a little later."""
+    owners: dict[Account | None, list[str]] = {}
+    for key, owner in readers.changed.items():
+        owners.setdefault(owner, []).append(key)
     try:
-        for key in list(readers.changed):
-            progress = readers.known.get(key)
-            if progress is None:
-                readers.changed.pop(key, None)
-                continue
-            async with progress.turn:
-                try:
-                    await _put(call, key, progress, readers.changed[key], must=True)
-                    del readers.changed[key]
-                except VersionMismatch:
-                    _lose(readers, key, progress)
-            await asyncio.sleep(0)  # each may be a millisecond
+        # nobody's is late because another has no turn just now
+        await asyncio.gather(*(_save_some(call, readers, keys) for keys in owners.values()))
     except asyncio.CancelledError:
         readers.changed.clear()  # the gateway has ended
         raise
@@ -268,6 +263,23 @@ async def _save(call: Call, readers: _Readers) -> None:
         readers.saving = False
         if readers.changed:
             _save_later(call, readers)
+
+
+async def _save_some(call: Call, readers: _Readers, keys: list[str]) -> None:
+    for key in keys:
+        progress = readers.known.get(key)
+        if progress is None:
+            readers.changed.pop(key, None)
+            continue
+        async with progress.turn:
+            if key not in readers.changed:
+                continue
+            try:
+                await _put(call, key, progress, readers.changed[key], must=True)
+                readers.changed.pop(key, None)
+            except VersionMismatch:
+                _lose(readers, key, progress)
+        await asyncio.sleep(0)  # each may be a millisecond
 
 
 def _lose(readers: _Readers, key: str, progress: _Progress) -> None:

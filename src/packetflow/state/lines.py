@@ -112,6 +112,8 @@ class Lines:
                     await turn()
         finally:
             alarm.cancel()
+            if place.turn.done() and not place.turn.cancelled():
+                place.turn.exception()  # `close` has told who was about to leave anyway
             if holder is not None:
                 holder.let_go(held)
             del line[bisect.bisect_left(line, place)]

@@ -81,6 +81,7 @@ class Sessions:
         self._alarms = alarms
         self.grace = grace
         self._by_key: dict[Hashable, Session] = {}
+        self._over: set[Session] = set()  # those that have ended, and hold something yet
         self._by_link: dict[Any, list[Session]] = {}  # the last is the one in use
         self._names: dict[
             Any, tuple[Hashable, str | None]
@@ -153,6 +154,7 @@ class Sessions:
             session._alarm.cancel()
             session._alarm = None
         session._end_all()
+        self._over = {one for one in (*self._over, session) if one.held}
 
     def end_principal(self, principal: Hashable) -> None:
         """Ends all sessions of a principal: it is no more."""
@@ -161,7 +163,7 @@ class Sessions:
 
     def close(self) -> None:
         """Ends all of them."""
-        for session in (*self._by_key.values(), self.own):
+        for session in (*self._by_key.values(), *self._over, self.own):
             self.end(session)
             session._end_now()
 

@@ -71,6 +71,21 @@ def test_thousands_of_accounts_all_come_to_their_turn() -> None:
     assert taken.index("quiet") < 201 * ROUND + 64
 
 
+def test_who_stands_behind_many_comes_to_his_turn_though_they_never_end() -> None:
+    queue, rounds, quiet = Queue(), Rounds(), Account("quiet", 1)
+    loud = [Account(f"loud {place}", 1) for place in range(200)]
+    for place, account in enumerate(loud):
+        if place == 150:
+            queue.add("quiet", quiet, 1)
+        queue.add(place, account, 10)
+    for _ in range(201 * ROUND):
+        item = queue.take(rounds)
+        if item == "quiet":
+            return
+        queue.add(item, loud[item], 10)
+    raise AssertionError("a whole round of all, and it was not among them")
+
+
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(1, 10)) | st.integers(0, 50), max_size=120))
 def test_whatever_comes_and_goes_leaves_a_queue_whole(script: list[Any]) -> None:
     queue, rounds = Queue(), Rounds()
