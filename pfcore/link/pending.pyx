@@ -115,7 +115,7 @@ cdef class PendingTable:
                 self.by_id[bucket] = slot
 
     def shrink(self):
-        """Gives back memory of slots that are not in use. An entry stays in its slot: those to come take the first ones.
+        """Gives back memory of slots that are not in use. Entries stay in theirs: those to come take the first ones.
 
         So where some are in use a second call, once these have ended, gives back the more.
         """
