@@ -49,7 +49,8 @@ cdef class Queue:
 
 # Whose items somebody was given of late.
 cdef class Rounds:
-    cdef dict given              # Account -> items of this round
+    cdef dict given              # Account -> items of this round; None: nobody has had any
+    cdef Py_ssize_t most         # accounts in it, before those are forgotten of whom nothing waits
 
     cdef bint spent(self, Account account) except -1
     cdef int note(self, Account account) except -1

@@ -10,7 +10,7 @@ __all__ = ["Queue", "Rounds"]
 
 cdef enum:
     LOOKED_AT = 64               # accounts compared at once: with more, urgency holds among so many
-    MOST_KNOWN = 65536           # accounts of a round
+    LEAST_KNOWN = 64             # accounts of a round that are remembered, whether anything of theirs waits or not
 
 
 @cython.final
@@ -119,35 +119,49 @@ cdef class Queue:
 
     # -- for Python: tests
 
-    def add(self, item, Account account, int64_t priority):
-        """Puts an item in; its entry."""
-        return self.push(item, account, priority)
+    def add(self, item, Account account not None, int64_t priority):
+        """Puts an item in; its entry. Counts it for the account, as who keeps a queue does."""
+        entry = self.push(item, account, priority)
+        account.queued += 1
+        return entry
 
     def take(self, Rounds rounds not None):
         """The item that goes next to who counts these rounds; None where there is nothing."""
+        cdef bint over
+        cdef Account account = self.next_of(rounds, &over).account if self.count > 0 else None
+        if account is not None:
+            account.queued -= 1
         return self.next(rounds)
 
-    def discard(self, HeapEntry entry not None, Account account):
+    def discard(self, HeapEntry entry not None, Account account not None):
         """Takes an item out."""
         self.remove(<Share>self.shares[account], entry)
+        account.queued -= 1
 
 
 @cython.final
 cdef class Rounds:
     """Empty at first."""
 
+    def __len__(self):
+        return 0 if self.given is None else len(self.given)
+
     cdef bint spent(self, Account account) except -1:
         return self.given is not None and <Py_ssize_t>self.given.get(account, 0) >= ROUND
 
     cdef int note(self, Account account) except -1:
+        cdef Account other
         if self.given is None:
             self.given = {}
-        elif len(self.given) >= MOST_KNOWN:
-            self.given.clear()  # accounts that have gone, most of them
+            self.most = LEAST_KNOWN
+        elif len(self.given) >= self.most:
+            # of whom nothing waits is in nobody's way: accounts come and go, and nobody pays for what is known of them
+            self.given = {other: n for other, n in self.given.items() if other is not None
+                          and (other.queued > 0 or other.jobs > 0)}
+            self.most = max(LEAST_KNOWN, 2 * len(self.given))
         self.given[account] = <Py_ssize_t>self.given.get(account, 0) + 1
         return 0
 
     cdef int over(self) except -1:
-        if self.given is not None:
-            self.given.clear()
+        self.given = None
         return 0

@@ -56,6 +56,8 @@ cdef class Queues:
     cdef int take(self, Flight flight, Member member) except -1:
         flight.home.queue.pop_from(flight.home)
         self.left(flight)
+        if self.count == 0:
+            return member.rounds.over()  # nobody waits
         return member.rounds.note(flight.account)
 
     cdef int left(self, Flight flight) except -1:

@@ -86,6 +86,16 @@ def test_who_stands_behind_many_comes_to_his_turn_though_they_never_end() -> Non
     raise AssertionError("a whole round of all, and it was not among them")
 
 
+def test_nothing_is_kept_of_accounts_that_came_and_went() -> None:
+    queue, rounds, stays = Queue(), Rounds(), Account("stays", 1)
+    for place in range(1000):
+        queue.add(place, stays, 1)
+    for place in range(1000):
+        queue.add("one", Account(f"one {place}", 1), 10)
+        assert queue.take(rounds) == "one"
+        assert len(rounds) <= 65
+
+
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(1, 10)) | st.integers(0, 50), max_size=120))
 def test_whatever_comes_and_goes_leaves_a_queue_whole(script: list[Any]) -> None:
     queue, rounds = Queue(), Rounds()
