@@ -408,6 +408,24 @@ async def test_with_retry_another_worker_gets_it_under_the_same_id(hub: Gateway,
     assert seen == ["the-id"]
 
 
+@pytest.mark.parametrize("retry", [0, 3])
+async def test_a_handler_that_began_runs_once_whatever_it_raises(hub: Gateway, start: Start, retry: int) -> None:
+    runs = []
+    workers: list[Reactor] = []
+
+    async def charge(data: Any) -> None:
+        runs.append(data)
+        await workers[0].call("df", "missing", data)  # nobody has that
+
+    workers += [await start(name, {"df:charge": charge}) for name in "abc"]
+    client = await start("client")
+    answers = [await client.submit(Packet("df", "charge", 1, id="order"), retry=retry) for _ in range(2)]
+    assert len(runs) == 1
+    for answer in answers:
+        assert answer.error is not None
+        assert (answer.error["code"], answer.error["details"]["code"]) == ("PF500", "PF001")
+
+
 async def test_with_retry_it_waits_for_a_worker_that_comes_back(hub: Gateway, start: Start) -> None:
     worker = await Peer.connect(hub.endpoint, path="/packetflow/v1?handles=df:work")
     client = await start("client")

@@ -604,6 +604,32 @@ def test_a_workflow_within_another_runs_once_for_its_id(house: House, key: str) 
     assert house.outcomes("D") == [(link, "PF424")]
 
 
+def test_a_workflow_says_that_something_had_begun(house: House) -> None:
+    link = house.link("alice")
+    for packet_id, first in (("S", "df:own"), ("T", "df:nobody")):
+        steps = [step(first, 1), step("df:nobody", 1)]
+        house.say(link, house.packet(packet_id, "cf:seq", {"steps": steps}))
+    house.pass_time(1)
+    details = [
+        json.loads(line.split(" ", 2)[2])["payload"]["error"]["details"].get("began")
+        for line in house.heard or ()
+        if '"PF001"' in line
+    ]
+    assert details == [True, None]
+
+
+def test_so_many_submits_wait_for_one_answer(house: House) -> None:
+    worker = house.worker("bob", "df:work")
+    links = [house.link("bob") for _ in range(18)]
+    packet = house.packet("P", "df:work")
+    for link in links:
+        house.say(link, packet)
+    assert len(house.work[worker]) == 1
+    assert house.outcomes("P") == [(links[17], "PF409")]
+    house.answer(worker, data="done")
+    assert sorted(house.outcomes("P")[1:]) == [(link, "done") for link in links[:17]]
+
+
 def test_a_workflow_of_which_nothing_has_begun_may_come_again(house: House) -> None:
     link = house.link("alice")
     packet = house.packet("S", "cf:seq", {"steps": [step("cf:seq", {"steps": [step("df:nobody", 1)]})]})

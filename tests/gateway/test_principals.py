@@ -231,3 +231,31 @@ async def test_a_link_whose_credentials_went_during_its_handshake_is_closed(guar
     async with asyncio.timeout(10):
         assert await peer.close_code() == 1008
     peer.close()
+
+
+def test_what_is_known_of_a_whole_group_is_what_each_element_would_be_told() -> None:
+    roles = [
+        Role("all", submit=("*:*",), handle=("*:*",), admin=True),
+        Role("some", submit=("df:*", "ed:order.*"), handle=("cf:one",), replace=("rm:*",)),
+    ]
+    access = Access.of(
+        roles, [Identity("ada", "all"), Identity("bob", "some")], anonymous=Role("guest", submit=("co:*",))
+    )
+    known = Principals(access, budgets())
+    bits = {identity.role: known.named[identity.name].role for identity in access.identities}
+    for key in (
+        "df:x",
+        "ed:order.x",
+        "ed:x",
+        "cf:one",
+        "cf:two",
+        "rm:x",
+        "co:x",
+        "mc:x",
+        "xx:y",
+        "df",
+        "dfx:y",
+        ":",
+        "",
+    ):
+        assert known.masks(key) == access.masks(key, bits), key
