@@ -9,10 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from packetflow import Gateway, Reactor
+from packetflow import Access, Gateway, Identity, Reactor, Role
 from packetflow.elements import Bounds, reduce, ref, step, streams, transform
 from packetflow.elements.streams import MAX_DELIVERIES
 from packetflow.elements.turns import SLICE, Turns
+from packetflow.gateway import hash_token
+from pfcore.memory.budget import Account
 from tests.helpers import Slow, refused, until
 
 
@@ -449,3 +451,34 @@ def test_what_is_given_out_again_and_again_is_noted_once() -> None:
 async def test_sums_of_fractions_and_what_no_fraction_can_be(client: Reactor) -> None:
     error = await refused(client.call("df", "reduce", {"input": [0.5, 10**400], "op": "sum"}))
     assert error.code == "PF400"
+
+
+async def test_nobodys_progress_is_told_late_for_want_of_anothers_turn() -> None:
+    role = Role("user", submit=("*:*",))
+    access = Access.of([role], [Identity(name, "user", tokens=(hash_token(name),)) for name in ("ada", "bob")])
+    async with (
+        Gateway("ws://127.0.0.1:0/packetflow/v1", access=access) as hub,
+        Reactor(hub.endpoint, token="ada") as ada,
+        Reactor(hub.endpoint, token="bob") as bob,
+    ):
+        elements = hub.view.runtime()
+        assert elements is not None
+        turns, adas = elements.turns, hub.view.principals.named["ada"].stored
+
+        class Never(Turns):
+            def spent(self, account: Account) -> bool:
+                return account is adas or turns.spent(account)
+
+            async def next(self, account: Account, *, first: bool = False) -> None:
+                if account is adas:
+                    await asyncio.get_running_loop().create_future()
+                await turns.next(account, first=first)
+
+        await ada.stream("s").produce(*range(1000))
+        for client, name in ((ada, "a"), (bob, "b")):
+            assert len(await consume(client, "s", consumer=name, max=1000)) == 1000
+        readers = elements.rooms["readers"]
+        assert len(readers.changed) == 2
+        elements.turns = Never(asyncio.get_running_loop())
+        await until(lambda: len(readers.changed) == 1)
+        assert list(readers.changed.values()) == [adas]
