@@ -15,7 +15,6 @@ import re
 import sys
 from pathlib import Path
 
-import picows
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
@@ -73,7 +72,6 @@ extensions = [
         extra_compile_args=compile_args,
         extra_link_args=link_args,
         define_macros=[
-            ("PFCORE_PICOWS_VERSION", f'"{picows.__version__}"'),
             *([("PFCORE_DEBUG", "1")] if DEBUG else []),
             *([("CYTHON_TRACE_NOGIL", "1")] if TRACE else []),
         ],

@@ -6,8 +6,8 @@
 
 from libc.stdint cimport int64_t
 
+from pfcore.link.driver cimport Driver
 from pfcore.link.reply cimport Reply
-from pfcore.link.websocket cimport Link
 
 cdef enum:
     ADDRESSES = 16               # a power of two
@@ -20,17 +20,17 @@ cdef struct Address:
 
 cdef class Submitter:
     cdef:
-        Link link                # None before the start
+        Driver link              # None before the start
         Address[ADDRESSES] addresses
         list keep                # references behind `addresses`
 
     cdef bytes address_of(self, object group, object element)
-    cdef Link ready_link(self)
+    cdef Driver ready_link(self)
 
 cdef class PacketMap:
     cdef:
         Submitter submitter
-        Link link
+        Driver link
         bytes address
         object items             # iterator
         object replies           # deque of Reply, in the order of the items

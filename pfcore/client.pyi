@@ -1,15 +1,15 @@
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, final
 
+from pfcore.link.driver import Driver
 from pfcore.link.reply import Reply
-from pfcore.link.websocket import Link
 from pfcore.wire.packets import Packet, Result
 
 __all__ = ["PacketMap", "Submitter"]
 
 class Submitter:
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-    def _bind(self, link: Link | None) -> None: ...
+    def _bind(self, link: Driver | None) -> None: ...
     def _map(
         self,
         group: str,

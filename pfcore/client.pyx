@@ -7,8 +7,8 @@ from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uintptr_t
 
+from pfcore.link.driver cimport Driver
 from pfcore.link.reply cimport Want
-from pfcore.link.websocket cimport Link
 from pfcore.memory.cpythonx cimport pf_next, pf_own
 from pfcore.wire.packets cimport Packet, check_address, check_priority, check_timeout, packet_address, packet_from
 from pfcore.wire.terms cimport W_METADATA
@@ -42,11 +42,11 @@ cdef class Submitter:
     def __cinit__(self, *args, **kwargs):
         self.keep = [None] * ADDRESSES
 
-    def _bind(self, Link link):
+    def _bind(self, Driver link):
         """Sets the link that packets go out on; None takes it away."""
         self.link = link
 
-    cdef Link ready_link(self):
+    cdef Driver ready_link(self):
         if self.link is None:
             raise exception_for("PF502", "not started: use `async with`, or await start() first")
         if PyThread_get_thread_ident() != self.link.thread:
@@ -81,7 +81,7 @@ cdef class Submitter:
         Raises at once: `InvalidPacket`, `TooLarge`, `Overloaded`, `Conflict`.
         """
         cdef Packet checked = packet_from(packet)
-        cdef Link link = self.ready_link()
+        cdef Driver link = self.ready_link()
         return link.submitted(link.engine.submit(
             packet_address(checked), checked.data, checked.priority, check_timeout(checked.timeout_ms),
             checked.id.encode(), encode_extra(checked, link.engine.max_depth, check_retry(retry)),
@@ -95,7 +95,7 @@ cdef class Submitter:
         the error's code (`HandlerError`, `NoHandler`, ...), `PacketTimeout` or
         `ConnectionLost`. Raises at once: `InvalidPacket`, `TooLarge`, `Overloaded`.
         """
-        cdef Link link = self.ready_link()
+        cdef Driver link = self.ready_link()
         return link.submitted(link.engine.submit(
             self.address_of(group, element), data, check_priority(priority), check_timeout(timeout_ms),
             None, None if retry == 0 else retry_extra(check_retry(retry)), Want.WANT_DATA, link.present(),
@@ -131,7 +131,7 @@ cdef class PacketMap:
 
     cdef int fill(self) except -1:
         cdef PyObject* item
-        cdef Link link = self.link
+        cdef Driver link = self.link
         while len(self.replies) < self.window:
             item = pf_next(self.items)
             if item == NULL:

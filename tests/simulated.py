@@ -426,7 +426,8 @@ class Fabric:
 
     def _join(self, name: str | None, handles: str | None) -> int | None:
         request = _Request(TOKENS[name] if name is not None else None, f"?handles={handles}" if handles else "")
-        link = getattr(self.gateway.view.admission.admit(request, "127.0.0.1", None), "listener", None)
+        made = self.gateway.view.admission.admit(request, "127.0.0.1", None)
+        link = getattr(getattr(made, "listener", None), "link", None)
         if link is None:
             return None
         self.count += 1
@@ -455,7 +456,7 @@ class Fabric:
         if self.links.pop(link.number, None) is None:
             return
         self.stalled.discard(link.number)
-        link.on_ws_disconnected(None)
+        link.lost(None)
 
     def say(self, number: int, *payloads: bytes) -> None:
         """A link sends messages, which arrive together."""

@@ -1,4 +1,4 @@
-"""What is public, which way imports point, what importing costs, and the pin on picows."""
+"""What is public, which way imports point, and what importing costs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import picows
 import pytest
 
 import packetflow
 import pfcore
-from pfcore.link.websocket import PICOWS_VERSION
 
 ROOT = Path(packetflow.__file__).parents[2]
 
@@ -35,19 +33,6 @@ def test_the_public_names() -> None:
     for module in (packetflow, pfcore):
         for name in module.__all__:
             assert getattr(module, name).__doc__ or name.isupper()
-
-
-def test_the_core_is_compiled_against_the_picows_that_runs() -> None:
-    assert PICOWS_VERSION.split(".")[:2] == picows.__version__.split(".")[:2]
-    source = (ROOT / "pyproject.toml").read_text() if (ROOT / "pyproject.toml").exists() else None
-    if source is not None:
-        assert source.count(f"picows=={'.'.join(PICOWS_VERSION.split('.')[:2])}.*") == 2  # to build and to run
-
-
-def test_another_picows_is_refused_at_import() -> None:
-    program = "import picows; picows.__version__ = '9.9.0'\nimport packetflow"
-    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
-    assert "ImportError: packetflow-fast was compiled against picows" in done.stderr
 
 
 CORE_MODULES = sorted(
@@ -105,9 +90,9 @@ def test_the_rooms_of_the_core_depend_downwards() -> None:
 @needs_sources
 def test_the_core_knows_only_what_it_may() -> None:
     allowed = {
-        "picows": {"link.websocket"},
-        "aiofastnet": {"link.websocket"},
-        "asyncio": {"link.reply", "work.dispatch", "work.worker"},
+        "picows": {"link.handshake"},
+        "aiofastnet": {"link.handshake"},
+        "asyncio": {"link.reply", "link.websocket", "work.dispatch", "work.worker"},
         "time": {"link.websocket", "link.loopback"},
         "packetflow": set(),
     }
@@ -194,7 +179,7 @@ def test_each_word_of_the_wire_stands_once() -> None:
 
 @pytest.mark.skipif(not (ROOT / "src").exists(), reason="an installed wheel has no sources to look at")
 def test_one_module_knows_the_websocket_library() -> None:
-    """That of Python's side is ``pfcore.link.websocket``, too (`test_the_core_knows_only_what_it_may` has the core)."""
+    """That of Python's side is ``pfcore.link.handshake``, too (`test_the_core_knows_only_what_it_may` has the core)."""
     for path in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [one.name for one in node.names] if isinstance(node, ast.Import) else []

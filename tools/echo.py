@@ -7,12 +7,12 @@ import logging
 import sys
 from typing import Any
 
-import picows
-
 import packetflow
+from pfcore.link.handshake import Gate, accept, connect
+from pfcore.link.sharing import Sharing
 from pfcore.link.websocket import MessageLink
 
-LARGEST = 64 * 1024 * 1024
+log = logging.getLogger("echo")
 
 
 def echo(link: MessageLink, payload: bytes, text: bool) -> None:
@@ -21,39 +21,29 @@ def echo(link: MessageLink, payload: bytes, text: bool) -> None:
 
 async def serve(port: int) -> None:
     loop = asyncio.get_running_loop()
-    server = await picows.ws_create_server(
-        lambda request: MessageLink(echo, loop=loop),
-        "127.0.0.1",
-        port,
-        enable_auto_pong=False,
-        max_frame_size=LARGEST,
-        logger_name="echo",
+    gate = Gate(
+        lambda request, address, certificate: accept(MessageLink(echo, loop=loop)),
+        lambda address: True,
+        lambda address: None,
+        may_begin=lambda under_way: True,
+        on_cut=lambda: None,
+        sharing=Sharing(loop),
+        timeout=10,
+        logger=log,
     )
+    server = await gate.listen(host="127.0.0.1", port=port)
     await server.serve_forever()
 
 
 async def session(url: str, on_message: Any) -> None:
     """One connection, until it is closed."""
     loop = asyncio.get_running_loop()
-    closed = loop.create_future()
-
-    def on_closed(link: Any) -> None:
-        if not closed.done():
-            closed.set_result(None)
-
-    class Session(MessageLink):
-        def on_ws_disconnected(self, transport: Any) -> None:
-            super().on_ws_disconnected(transport)
-            on_closed(self)
-
-    transport, _ = await picows.ws_connect(
-        lambda: Session(on_message, loop=loop), url, enable_auto_pong=False, max_frame_size=LARGEST, logger_name="echo"
-    )
-    await closed
+    link = MessageLink(on_message, loop=loop)
     try:
-        await transport.wait_disconnected()
-    except picows.WSError:
-        pass
+        await connect(link, url, headers=None, ssl=None, logger=log)
+    except ConnectionError:
+        return  # the case is a close frame that comes with the answer 101
+    await link.wait_closed()
 
 
 async def client(port: int) -> None:
@@ -66,5 +56,5 @@ async def client(port: int) -> None:
 
 
 if __name__ == "__main__":
-    logging.getLogger("picows").setLevel(logging.CRITICAL)  # every refusal is one of the suite's cases
+    logging.disable(logging.CRITICAL)  # every refusal is one of the suite's cases
     packetflow.run((serve if sys.argv[1] == "serve" else client)(int(sys.argv[2])))

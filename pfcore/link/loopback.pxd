@@ -4,11 +4,11 @@
 # side of the switch), and no socket between them: what one has written, the
 # other receives, in the loop's next iteration or when the switch flushes.
 
+from pfcore.link.driver cimport Driver
 from pfcore.link.engine cimport Engine
-from pfcore.link.websocket cimport Link
 from pfcore.memory.buffers cimport OutputBuffer
 
-cdef class Loopback(Link):
+cdef class Loopback(Driver):
     cdef:
         readonly Engine far
         bint moving                  # packets are on their way from near to far

@@ -1,12 +1,12 @@
 import asyncio
 
+from pfcore.link.driver import Driver
 from pfcore.link.engine import Engine
 from pfcore.link.sharing import Sharing
-from pfcore.link.websocket import Link
 
 __all__ = ["Loopback"]
 
-class Loopback(Link):
+class Loopback(Driver):
     def __init__(
         self, near: Engine, far: Engine, *, loop: asyncio.AbstractEventLoop, sharing: Sharing | None = None
     ) -> None: ...

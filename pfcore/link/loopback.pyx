@@ -2,9 +2,9 @@
 
 from libc.stdint cimport int64_t
 
+from pfcore.link.driver cimport Driver
 from pfcore.link.engine cimport Engine, EngineState
 from pfcore.link.sharing cimport Sharing
-from pfcore.link.websocket cimport Link
 from pfcore.memory.buffers cimport OutputBuffer
 from pfcore.memory.clock cimport monotonic_ns as pf_monotonic_ns
 
@@ -23,36 +23,21 @@ cdef enum:
     MOST_WAITING = 2097152
 
 
-cdef Py_ssize_t _deliver(OutputBuffer frames, Py_ssize_t at, Engine engine, Py_ssize_t answers,
+cdef Py_ssize_t _deliver(OutputBuffer messages, Py_ssize_t at, Engine engine, Py_ssize_t answers,
                          int64_t now) except? -1:
-    """Whole unmasked frames (RFC 6455, section 5.2), as an OutputBuffer writes them, to an engine.
+    """Messages to an engine, from `at` on; where it ended.
 
-    From `at` on, until an iteration's share or all are through, or the engine has
-    written more than `answers`; where it ended.
+    Until an iteration's share or all are through, or the engine has written more than `answers`.
     """
-    cdef const unsigned char* start = frames.data
-    cdef const unsigned char* p = start + at
-    cdef const unsigned char* end = start + frames.size
+    cdef Py_ssize_t start = at
+    cdef const unsigned char* p
     cdef Py_ssize_t n
-    cdef int i
     engine.now = now
-    while (end - p >= 2 and p - start - at < MOST_MOVED and pf_monotonic_ns() - now < MOST_TIME
+    while (at < messages.size and at - start < MOST_MOVED and pf_monotonic_ns() - now < MOST_TIME
            and engine.out.size <= answers):
-        n = p[1] & 0x7F
-        if n == 126:
-            n = (<Py_ssize_t>p[2] << 8) | p[3]
-            i = 4
-        elif n == 127:
-            n = 0
-            for i in range(8):
-                n = (n << 8) | p[2 + i]
-            i = 10
-        else:
-            i = 2
-        if p[0] == 0x81:
-            engine.receive(p + i, n, engine.now)  # which goes on as handlers take their time
-        p += i + n
-    return p - start
+        at = messages.message(at, &p, &n)
+        engine.receive(p, n, engine.now)  # which goes on as handlers take their time
+    return at
 
 
 cdef int _empty(OutputBuffer frames) except -1:
@@ -63,7 +48,7 @@ cdef int _empty(OutputBuffer frames) except -1:
     return 0
 
 
-cdef class Loopback(Link):
+cdef class Loopback(Driver):
     """`near`: the engine that submits. `far`: the switch's. Neither masks; `open_up` opens both."""
 
     def __init__(self, Engine near not None, Engine far not None, *, loop, Sharing sharing=None):
@@ -74,7 +59,7 @@ cdef class Loopback(Link):
         far.loop = loop
         far.wake = self._wake
         far.flush_now = self._from_far
-        near.flush_now = None
+        near.out.bare = far.out.bare = True
 
     def open_up(self):
         """Both sides are connected from now on."""
@@ -99,12 +84,9 @@ cdef class Loopback(Link):
         self.engine.close(code, message)
         self.far.close(code, message)
         self.flush_ended()
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
         self.far.wake = None
         self.far.flush_now = None
-        self._part()
+        self.part()
 
     cdef int _to_far(self) except -1:
         cdef OutputBuffer packets = self.packets
@@ -174,16 +156,16 @@ cdef class Loopback(Link):
             self.far.account.settle(there - self.charged)
             self.charged = there
 
-    cdef bint _much(self) noexcept:
+    cdef bint much(self) noexcept:
         # what it moves is begun, answered and handled at once
         return self.sharing is not None
 
-    cdef bint _waits(self) noexcept:
+    cdef bint waits(self) noexcept:
         return self.sharing is not None and self.sharing.full() and (
             self.results.size > 0 or self.far.out.size >= LARGE)
 
     def _from_far(self):
-        if self.results.size > 0 or self._waits():
+        if self.results.size > 0 or self.waits():
             self._settle()
             self._wake()
         else:
@@ -206,31 +188,19 @@ cdef class Loopback(Link):
             self._wake()
         return 0
 
-    cdef int arm(self) except -1:
+    # -- time: both sides'
+
+    cdef int tick(self, int64_t now) except -1:
+        self.far.tick(now)
+        return self.engine.tick(now)
+
+    cdef int64_t wake_at(self) except? -2:
         cdef int64_t wanted = self.engine.wake_at()
         cdef int64_t other = self.far.wake_at()
-        cdef int64_t delay
-        if self.engine.state == EngineState.CLOSED:
-            return 0
-        if wanted < 0 or (0 <= other < wanted):
-            wanted = other
-        if wanted < 0 or (self.timer is not None and 0 <= self.timer_at <= wanted):
-            return 0
-        if self.timer is not None:
-            self.timer.cancel()
-        delay = wanted - pf_monotonic_ns()
-        self.timer_at = wanted
-        self.timer = self.loop.call_later(delay / 1e9 if delay > 0 else 0, self._on_timer)
-        return 0
+        return other if wanted < 0 or 0 <= other < wanted else wanted
 
-    def _on_timer(self):
-        cdef int64_t now = pf_monotonic_ns()
-        self.timer = None
-        self.timer_at = -1
-        self.in_batch = True
-        self.engine.in_batch = True
-        try:
-            self.far.tick(now)
-            self.engine.tick(now)
-        finally:
-            self.end_batch()
+    cdef int64_t earliest(self) noexcept:
+        return -1 if self.engine.earliest < 0 or self.far.earliest < 0 else min(self.engine.earliest, self.far.earliest)
+
+    cdef bint over(self) noexcept:
+        return self.engine.state == EngineState.CLOSED

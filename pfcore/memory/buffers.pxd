@@ -1,5 +1,6 @@
 # The output buffer of a link: whole WebSocket messages, back to back, that
-# leave in one write.
+# leave in one write. Of a link within the process (`bare`): messages with their
+# lengths, that `message` gives one by one.
 #
 # A message is written between `begin_message` and `end_message`; everything
 # before is complete and may be sent at any time. `begin_message` leaves room
@@ -32,6 +33,7 @@ cdef class OutputBuffer:
         Py_ssize_t limit         # most bytes that may be buffered
         Py_ssize_t opened        # where the open message's header room starts, -1 if none
         bint masked              # a client's: every message is masked
+        bint bare                # no WebSocket: an int64_t with its length is before each message
 
     cdef int grow(self, Py_ssize_t extra) except -1
     cdef int begin_message(self) except -1
@@ -43,6 +45,14 @@ cdef class OutputBuffer:
     cdef void release(self) noexcept
     # Changes what both hold; neither has a message open.
     cdef void swap(self, OutputBuffer other) noexcept
+
+    # Of a bare buffer: the message at `at`, and where the next one is.
+    cdef inline Py_ssize_t message(self, Py_ssize_t at, const unsigned char** p, Py_ssize_t* n) noexcept:
+        cdef int64_t length
+        memcpy(&length, self.data + at, sizeof(length))
+        p[0] = self.data + at + sizeof(length)
+        n[0] = <Py_ssize_t>length
+        return at + <Py_ssize_t>sizeof(length) + n[0]
 
     cdef inline int reserve(self, Py_ssize_t extra) except -1:
         if self.capacity - self.size < extra:

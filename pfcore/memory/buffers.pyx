@@ -2,9 +2,9 @@
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, realloc
-from libc.string cimport memmove
+from libc.string cimport memcpy, memmove
 
 from pfcore.memory.bytes_ops cimport pf_escape_run, pf_mask
 from pfcore.memory.ids cimport write_mask_key
@@ -13,6 +13,7 @@ __all__ = ["OutputBuffer"]
 
 cdef enum:
     HEADER = 4                   # header of a message of 126 to 65,535 bytes: the usual one
+    LONG_HEADER = 8              # that with a mask, or a length alone
     FIRST_CAPACITY = 1024
 
 cdef const char* HEX = b"0123456789abcdef"
@@ -66,7 +67,7 @@ cdef class OutputBuffer:
         return 0
 
     cdef int begin_message(self) except -1:
-        cdef Py_ssize_t room = HEADER + 4 if self.masked else HEADER
+        cdef Py_ssize_t room = LONG_HEADER if self.masked or self.bare else HEADER
         if self.opened >= 0:
             raise SystemError("begin_message: a message is open")  # cannot be: nothing else runs while one is
         self.reserve(room)
@@ -75,7 +76,7 @@ cdef class OutputBuffer:
         return 0
 
     cdef Py_ssize_t message_size(self) noexcept:
-        return self.size - self.opened - (HEADER + 4 if self.masked else HEADER)
+        return self.size - self.opened - (LONG_HEADER if self.masked or self.bare else HEADER)
 
     cdef void cancel_message(self) noexcept:
         if self.opened >= 0:
@@ -90,6 +91,14 @@ cdef class OutputBuffer:
         cdef int i
         cdef uint8_t mask_bit = 0x80 if self.masked else 0
         cdef unsigned char* at
+        cdef int64_t length = n
+        if self.bare:
+            if opcode != OP_TEXT:
+                self.cancel_message()  # there is no WebSocket
+                return 0
+            memcpy(self.data + start, &length, sizeof(length))
+            self.opened = -1
+            return 0
         if header != HEADER:
             # rare for packets: move the payload to where this header's length puts it
             if header > HEADER:

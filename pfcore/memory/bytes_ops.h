@@ -289,6 +289,39 @@ pf_mask(unsigned char *p, size_t n, const unsigned char key[4])
         p[i] = (unsigned char)(p[i] ^ key[i & 3]);
 }
 
+/* Unmasks a frame that came (RFC 6455, section 5.3), as a rule a short one that is
+ * parsed right after: all in loads and stores of 16 bytes, since a reader that
+ * loads 16 bytes of what was stored 8 and 1 at a time waits for each. The last one
+ * reaches beyond the frame and writes back there what it has read: the memory must
+ * go on for PF_UNMASK_SLACK bytes. The key may lie right before `p`. */
+#define PF_UNMASK_SLACK 16
+static inline void
+pf_unmask(unsigned char *p, size_t n, const unsigned char *key)
+{
+#ifdef PF_SSE2
+    static const unsigned char ones[32] = {
+        255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
+    uint32_t word;
+    __m128i mask;
+    size_t i = 0;
+    memcpy(&word, key, 4);
+    mask = _mm_set1_epi32((int)word);
+    for (; n - i >= 16; i += 16)
+        _mm_storeu_si128((__m128i *)(void *)(p + i),
+                         _mm_xor_si128(_mm_loadu_si128((const __m128i *)(const void *)(p + i)), mask));
+    if (i < n) {
+        const __m128i within = _mm_loadu_si128((const __m128i *)(const void *)(ones + 16 - (n - i)));
+        _mm_storeu_si128((__m128i *)(void *)(p + i),
+                         _mm_xor_si128(_mm_loadu_si128((const __m128i *)(const void *)(p + i)),
+                                       _mm_and_si128(mask, within)));
+    }
+#else
+    unsigned char copy[4];
+    memcpy(copy, key, 4);
+    pf_mask(p, n, copy);
+#endif
+}
+
 /* SipHash-1-3 (Aumasson and Bernstein): a keyed hash made for tables that a peer
  * fills. Multiplications and shifts under one key word are not: they have pairs
  * that collide under half of all keys. */

@@ -21,6 +21,8 @@ cdef extern from "memory/bytes_ops.h" nogil:
     int PF_LONGEST_INT
     int pf_write_int(unsigned char* at, int64_t value) noexcept
     void pf_mask(unsigned char* p, size_t n, const unsigned char* key) noexcept
+    int PF_UNMASK_SLACK
+    void pf_unmask(unsigned char* p, size_t n, const unsigned char* key) noexcept
     int pf_ctz64(uint64_t x) noexcept
     void pf_prefetch "PF_PREFETCH"(const void* p) noexcept
 

@@ -25,7 +25,8 @@ from packetflow.model import Result
 from packetflow.settings import MOST_ANNOUNCED, LinkSettings
 from pfcore.client import Submitter
 from pfcore.link.engine import Engine
-from pfcore.link.websocket import HandshakeRefused, Link, connect
+from pfcore.link.handshake import HandshakeRefused, connect
+from pfcore.link.websocket import Link
 from pfcore.work.dispatch import Dispatcher
 
 __all__ = ["Reactor"]

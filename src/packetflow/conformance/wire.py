@@ -34,9 +34,15 @@ def frame(
         head += bytes([bit | 127]) + struct.pack(">Q", len(payload))
     if mask is None:
         return head + payload
+    return head + mask + apply_mask(payload, mask)
+
+
+def apply_mask(payload: bytes, mask: bytes) -> bytes:
+    """Masks, or unmasks (RFC 6455, section 5.3)."""
     if mask == b"\x00\x00\x00\x00":
-        return head + mask + payload
-    return head + mask + bytes(b ^ mask[i & 3] for i, b in enumerate(payload))
+        return payload
+    key = (mask * (len(payload) // 4 + 1))[: len(payload)]
+    return (int.from_bytes(payload, "big") ^ int.from_bytes(key, "big")).to_bytes(len(payload), "big")
 
 
 def split(data: bytes) -> list[tuple[int, bytes]]:
@@ -60,7 +66,7 @@ def split(data: bytes) -> list[tuple[int, bytes]]:
         if masked:
             mask = data[at : at + 4]
             at += 4
-        payload = bytes(b ^ mask[i & 3] for i, b in enumerate(data[at : at + length]))
+        payload = apply_mask(data[at : at + length], mask)
         assert len(payload) == length, "the last frame is cut"
         at += length
         frames.append((opcode, payload))
@@ -158,9 +164,7 @@ class Peer:
             (length,) = struct.unpack(">Q", await self.reader.readexactly(8))
         mask = await self.reader.readexactly(4) if second & 128 else b"\x00\x00\x00\x00"
         payload = await self.reader.readexactly(length)
-        if mask != b"\x00\x00\x00\x00":
-            payload = bytes(byte ^ mask[place & 3] for place, byte in enumerate(payload))
-        return first & 15, payload
+        return first & 15, apply_mask(payload, mask)
 
     async def message(self, *kinds: str) -> dict[str, Any]:
         """The next text message, of one of these types if any are named."""

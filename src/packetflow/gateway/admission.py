@@ -15,8 +15,9 @@ from packetflow.gateway.links import Links
 from packetflow.gateway.principals import Principals
 from packetflow.logs import Complaints
 from packetflow.settings import LinkSettings
+from pfcore.link.handshake import Gate, accept, answer
 from pfcore.link.sharing import Sharing
-from pfcore.link.websocket import Gate, Link, accept, answer
+from pfcore.link.websocket import Link
 from pfcore.route.switch import Switch
 
 __all__ = ["Admission"]
@@ -94,7 +95,6 @@ class Admission:
             on_cut=self._cut,
             sharing=sharing,
             timeout=self._handshake_timeout,
-            max_frame=4 * self._settings.max_frame,
             logger=logging.LoggerAdapter(log, {}),
         )
 

@@ -9,7 +9,7 @@ import socket
 import ssl as ssl_module
 from typing import Any, Self
 
-from pfcore.link.websocket import Gate
+from pfcore.link.handshake import Gate
 
 __all__ = ["Listener"]
 

@@ -12,7 +12,7 @@ from packetflow.endpoint import Endpoint
 from packetflow.gateway.door import Refusal
 from packetflow.gateway.view import View
 from pfcore.errors import EXCEPTIONS
-from pfcore.link.websocket import answer
+from pfcore.link.handshake import answer
 
 __all__ = ["Web", "metrics"]
 

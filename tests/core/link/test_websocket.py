@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
 from typing import Any
 
-import picows
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from packetflow.conformance.wire import Peer, frame
+from pfcore.link.handshake import Gate, accept, connect
+from pfcore.link.sharing import Sharing
 from pfcore.link.websocket import MessageLink
+
+log = logging.getLogger("test")
+
+
+async def listen(make: Callable[[], MessageLink]) -> tuple[asyncio.Server, int]:
+    """A server that makes a link for each connection; its port."""
+    gate = Gate(
+        lambda request, address, certificate: accept(make()),
+        lambda address: True,
+        lambda address: None,
+        may_begin=lambda under_way: True,
+        on_cut=lambda: None,
+        sharing=Sharing(asyncio.get_running_loop()),
+        timeout=10,
+        logger=log,
+    )
+    server = await gate.listen(host="127.0.0.1", port=0)
+    return server, server.sockets[0].getsockname()[1]
 
 
 async def deliver(
@@ -27,10 +49,7 @@ async def deliver(
             done.set_result(None)
 
     loop = asyncio.get_running_loop()
-    server = await picows.ws_create_server(
-        lambda request: MessageLink(on_message, loop=loop), "127.0.0.1", 0, enable_auto_pong=False
-    )
-    port = server.sockets[0].getsockname()[1]
+    server, port = await listen(lambda: MessageLink(on_message, loop=loop))
     peer = await Peer.connect(f"ws://127.0.0.1:{port}")
     stream = b""
     turn = 0
@@ -91,10 +110,9 @@ async def test_messages_go_both_ways(size: int) -> None:
     def answer(link: MessageLink, payload: bytes, text: bool) -> None:
         echoed.set_result((payload, text))
 
-    options: dict[str, Any] = {"enable_auto_pong": False}
-    server = await picows.ws_create_server(lambda request: MessageLink(echo, loop=loop), "127.0.0.1", 0, **options)
-    port = server.sockets[0].getsockname()[1]
-    _, link = await picows.ws_connect(lambda: MessageLink(answer, loop=loop), f"ws://127.0.0.1:{port}/", **options)
+    server, port = await listen(lambda: MessageLink(echo, loop=loop))
+    link = MessageLink(answer, loop=loop)
+    await connect(link, f"ws://127.0.0.1:{port}/", headers=None, ssl=None, logger=log)
     link.send(b"x" * size, False)
     assert await echoed == (b"x" * size, False)
     assert link.open
@@ -105,19 +123,16 @@ async def test_messages_go_both_ways(size: int) -> None:
     await server.wait_closed()
 
 
-async def _linked(on_message: Any) -> tuple[Any, Peer, MessageLink]:
+async def _linked(on_message: Any) -> tuple[asyncio.Server, Peer, MessageLink]:
     """A server whose links do this with messages; a peer, and the server's side of its connection."""
     loop = asyncio.get_running_loop()
     opened: asyncio.Future[MessageLink] = loop.create_future()
-    server = await picows.ws_create_server(
-        lambda request: MessageLink(on_message, loop=loop, on_open=opened.set_result), "127.0.0.1", 0,
-        enable_auto_pong=False,
-    )  # fmt: skip
-    peer = await Peer.connect(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    server, port = await listen(lambda: MessageLink(on_message, loop=loop, on_open=opened.set_result))
+    peer = await Peer.connect(f"ws://127.0.0.1:{port}")
     return server, peer, await opened
 
 
-async def _end(server: Any, peer: Peer) -> None:
+async def _end(server: asyncio.Server, peer: Peer) -> None:
     peer.close()
     server.close()
     await server.wait_closed()
@@ -156,4 +171,90 @@ async def test_a_link_that_is_detached_has_ended_when_that_returns() -> None:
     link.abort()
     await link.wait_closed()
     assert await peer.reader.read() == b""
+    await _end(server, peer)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+async def test_a_link_may_be_detached_while_its_frames_are_handled(cut: bool) -> None:
+    """What is read stays readable to its end, and nothing behind it is handed over."""
+    messages: list[bytes] = []
+
+    def on_message(link: MessageLink, payload: bytes, text: bool) -> None:
+        messages.append(payload)
+        link.detach()
+
+    server, peer, _link = await _linked(on_message)
+    large = frame(b"y" * 100_000, 2, mask=b"abcd")
+    peer.writer.write(
+        large if cut else frame(b"x", 1, mask=b"abcd") + frame(b"y", 1, mask=b"abcd") + large[:50_000]
+    )  # fmt: skip
+    with contextlib.suppress(ConnectionResetError):  # what the kernel had and nobody read
+        assert await peer.reader.read() == b""
+    assert messages == [b"y" * 100_000 if cut else b"x"]
+    await _end(server, peer)
+
+
+async def test_what_comes_with_the_handshake_is_the_links() -> None:
+    """A peer need not wait for the answer 101 to send more, and a server may send more with it."""
+    messages: list[bytes] = []
+    closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def on_message(link: MessageLink, payload: bytes, text: bool) -> None:
+        messages.append(payload)
+        if len(messages) == 3:
+            closed.set_result(None)
+
+    loop = asyncio.get_running_loop()
+    server, port = await listen(lambda: MessageLink(on_message, loop=loop))
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = (
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    large = frame(b"z" * 30_000, 2, mask=b"abcd")
+    writer.write(head + frame(b"x", 1, mask=b"abcd") + frame(b"y", 1, mask=b"abcd") + large[:100])
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(large[100:])
+    await closed
+    assert messages == [b"x", b"y", b"z" * 30_000]
+    writer.transport.abort()
+    server.close()
+    await server.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (frame(b"x", 3, mask=b"abcd"), 1002),
+        (frame(b"x", 1, mask=None), 1002),
+        (bytes([0xC1]) + frame(b"x", 1, mask=b"abcd")[1:], 1002),
+        (frame(b"x" * 126, 9, mask=b"abcd"), 1002),
+        (frame(b"x", 9, fin=False, mask=b"abcd"), 1002),
+        (frame(b"x", 0, mask=b"abcd"), 1002),
+        (frame(b"x", 1, fin=False, mask=b"abcd") + frame(b"x", 1, mask=b"abcd"), 1002),
+        (bytes([0x81, 0xFE, 0, 125]) + b"abcd", 1002),
+        (bytes([0x81, 0xFF]) + (65_535).to_bytes(8, "big") + b"abcd", 1002),
+        (bytes([0x81, 0xFF]) + (1 << 63).to_bytes(8, "big") + b"abcd", 1002),
+        (bytes([0x81, 0xFF]) + (1 << 40).to_bytes(8, "big") + b"abcd", 1009),
+        (frame(b"\x03", 8, mask=b"abcd"), 1002),
+        (frame(b"\x03\xed", 8, mask=b"abcd"), 1002),  # 1005
+        (frame(b"\x0b\xb7", 8, mask=b"abcd"), 1002),  # 2999
+        (frame(b"\x03\xe8\xff", 8, mask=b"abcd"), 1007),
+        (frame(b"\x03\xe8bye", 8, mask=b"abcd"), 1000),
+        (frame(b"\x0b\xb8", 8, mask=b"abcd"), 3000),
+        (frame(b"", 8, mask=b"abcd"), None),
+        # RFC 6455, section 5.5.1: nothing that comes behind a close frame counts
+        (frame(b"\x03\xe8", 8, mask=b"abcd") * 2 + b"\xff\xff", 1000),
+    ],
+)
+async def test_how_a_connection_ends(sent: bytes, code: int | None) -> None:
+    """The close frame that the peer gets, and nothing behind it."""
+    server, peer, link = await _linked(lambda link, payload, text: None)
+    peer.writer.write(sent)
+    answer = await peer.reader.read()
+    assert answer[0] == 0x88
+    assert answer[1] == len(answer) - 2
+    assert (int.from_bytes(answer[2:4], "big") if len(answer) > 2 else None) == code
+    await link.wait_closed()
+    assert link.close_code == (1005 if code is None else code)
     await _end(server, peer)
