@@ -19,6 +19,7 @@ from pfcore.route.directory cimport ANNOUNCED_BYTES, ROUTE_BYTES
 from pfcore.route.flights cimport Asked, Flight, FlightState, Member, Route
 from pfcore.route.ledger cimport Ledger
 from pfcore.route.switch cimport Switch
+from pfcore.wire.terms cimport GROUP_ED
 from pfcore.work.dispatch cimport Dispatcher
 from pfcore.work.fair cimport FairQueue, Turn
 from pfcore.work.keys cimport Keyed, KeyTable
@@ -59,6 +60,18 @@ def _queued(Queue queue):
     return [pair for share in queue.order or () for pair in _items((<Share>share).heap)]
 
 
+def _by_age(Queue queue):
+    """Its shares from the oldest to the newest, as far as each knows the one before."""
+    cdef void* at = queue.oldest
+    cdef void* before = NULL
+    cdef list found = []
+    while at != NULL and len(found) <= len(queue.order) and (<Share>at).older == before:
+        found.append(<Share>at)
+        before = at
+        at = (<Share>at).newer
+    return found if before == queue.newest else []
+
+
 def audit_queue(Queue queue not None, str name="queue"):
     """What is wrong in a queue: its shares, their places, their heaps, its count."""
     cdef list wrong = []
@@ -71,6 +84,9 @@ def audit_queue(Queue queue not None, str name="queue"):
         if share.heap.live() == 0:
             wrong.append(f"{name}: a share is empty")
         wrong += audit_heap(share.heap, name)
+    aged = _by_age(queue)
+    if len(aged) != len(queue.order) or {*aged} != {*queue.order}:
+        wrong.append(f"{name}: {len(aged)} of {len(queue.order)} shares stand in the order of age")
     if len(queue.shares) != len(queue.order) or queue.count != len(_queued(queue)):
         wrong.append(f"{name}: {len(_queued(queue))} items of {len(queue.order)} accounts, the counts say"
                      f" {queue.count} of {len(queue.shares)}")
@@ -357,7 +373,7 @@ def _check_counts(Switch switch, list wrong):
     cdef Member member
     cdef Route route
     cdef Py_ssize_t held = 0, queued = 0, in_heaps = 0
-    cdef dict submitted = {}, outstanding = {}, under_way = {}
+    cdef dict submitted = {}, outstanding = {}, events = {}, under_way = {}
     for flight in _flights(switch):
         held += flight.length if flight.held != NULL else 0
         queued += flight.state == FlightState.QUEUED
@@ -365,6 +381,7 @@ def _check_counts(Switch switch, list wrong):
             submitted[flight.origin] = submitted.get(flight.origin, 0) + 1
         if flight.target is not None:
             outstanding[flight.target] = outstanding.get(flight.target, 0) + 1
+            events[flight.target] = events.get(flight.target, 0) + (flight.route.group == GROUP_ED)
         if flight.route is not None:
             under_way[flight.route] = under_way.get(flight.route, 0) + 1
     for member in [*switch.membership.members.values(), *switch.membership.leaving]:
@@ -375,6 +392,8 @@ def _check_counts(Switch switch, list wrong):
             wrong.append(f"{_name(member)}: it has {outstanding.get(member, 0)} flights, the count says"
                          f" {member.outstanding}")
         in_heaps += len(member.queue) if member.queue is not None else 0
+        if member.events != events.get(member, 0):
+            wrong.append(f"{_name(member)}: it has {events.get(member, 0)} events, the count says {member.events}")
         if _listed(member.mine, True) != member.submitted or _listed(member.theirs, False) != member.outstanding:
             wrong.append(f"{_name(member)}: its lists of flights do not agree with their counts")
         if member.engine.routed != member.outstanding:
@@ -395,6 +414,28 @@ def _check_counts(Switch switch, list wrong):
     for _, flight in switch.flights.renamed.items():
         if flight.state == FlightState.FREE or flight.own_id is None:
             wrong.append("a flight that is over stands among the renamed")
+
+
+def _check_room(Switch switch, list wrong):
+    """Nothing waits for a reactor that has room, unless that is about to be looked at."""
+    cdef Member member
+    cdef Route route
+    cdef Share share
+    cdef Flight flight
+    for route in switch.directory.routes.by_key.values():
+        if route.queued_at < 0:
+            continue
+        for member in route.members:
+            if (member.draining or member.gone or member in switch.queues.behind
+                    or not member.room(route.group == GROUP_ED)):
+                continue
+            for share in route.queue.order:
+                flight = share.heap.peek()
+                if not flight.was_refused_by(member):
+                    wrong.append(f"{_name(member)} has room, and what waits for {route.key} is not offered to it")
+                    break
+    if switch.queues.behind and switch.armed < 0:
+        wrong.append(f"{len(switch.queues.behind)} reactors are to be looked at, and nothing says when")
 
 
 cdef Py_ssize_t _listed(void* first, bint mine):
@@ -760,6 +801,7 @@ def audit(Switch switch not None, *, engines=(), tasks=(), accounts=(), bint at_
     _check_flights(switch, wrong)
     _check_awaited(switch, wrong)
     _check_counts(switch, wrong)
+    _check_room(switch, wrong)
     _check_routes(switch, wrong)
     _check_members(switch, wrong)
     _check_pool(switch, wrong)

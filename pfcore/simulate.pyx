@@ -11,13 +11,13 @@ from pfcore.wire.writer cimport encode_extra
 __all__ = ["advance", "deliver", "next_wake", "pause", "receive_message", "submit_packet", "take_output"]
 
 
-def submit_packet(Engine engine not None, packet, int64_t now):
-    """Submits a `Packet` or mapping; returns the `Reply` (of a `Result`)."""
+def submit_packet(Engine engine not None, packet, int64_t now, *, int retry=0):
+    """Submits a `Packet` or mapping; returns the `Reply` (of a `Result`). `retry`: how often it may be sent again."""
     cdef Packet checked = packet_from(packet)
     engine.now = now
     return engine.submit(
         packet_address(checked), checked.data, checked.priority, check_timeout(checked.timeout_ms),
-        checked.id.encode(), encode_extra(checked, engine.max_depth, 0), Want.WANT_RESULT, now)
+        checked.id.encode(), encode_extra(checked, engine.max_depth, retry), Want.WANT_RESULT, now, retry)
 
 
 def receive_message(Engine engine not None, bytes message not None, int64_t now):

@@ -481,7 +481,7 @@ class Fabric:
             pause(link.engine, True)
         else:
             self.stalled.discard(number)
-            self.do(link.resume_writing)
+            self.do(link.go_on)
 
     def collect(self) -> None:
         """Takes what the links that read have been told."""

@@ -94,6 +94,8 @@ cdef class Sink:
                       const unsigned char* payload, Py_ssize_t length) except -1
     # The peer takes more again.
     cdef int resumed(self, Engine engine, int64_t now) except -1
+    # A submit of the engine's own has ended: its peer has room for one more.
+    cdef int freed(self, Engine engine) except -1
 
 cdef enum DropReason:
     EXPIRED = 0

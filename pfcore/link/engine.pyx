@@ -99,6 +99,9 @@ cdef class Sink:
     cdef int resumed(self, Engine engine, int64_t now) except -1:
         return 0
 
+    cdef int freed(self, Engine engine) except -1:
+        return 0
+
 
 @cython.final
 cdef class Engine(Canceller):
@@ -190,8 +193,9 @@ cdef class Engine(Canceller):
         self.was_lost = True
         self.now = now
         self.out.release()
-        # a gateway's link never comes back: what is left of thousands ends as `close` is called again
-        self._fail_sent("PF502", message, False, <Py_ssize_t>1 << 60 if self.sink is None else END_AT_ONCE)
+        # who accepted the connection does not come back: what is left of thousands ends as `close` is called again. Who
+        # dialled may be connected again before anybody could
+        self._fail_sent("PF502", message, False, <Py_ssize_t>1 << 60 if self.client else END_AT_ONCE)
         self._drop_inbound()
         self.earliest = -1
 
@@ -338,6 +342,8 @@ cdef class Engine(Canceller):
 
     cdef int _settle(self, Reply reply) except -1:
         """A reply has ended: its waiter is resumed at the end of the batch."""
+        if self.member is not None:
+            self.sink.freed(self)
         if reply.callback is not None:
             self.ready.append(reply)
             self.note_output()
@@ -451,10 +457,12 @@ cdef class Engine(Canceller):
                                                   self.pending.entries[slot].id_length)
             self.pending.take_slot(slot)
             self._send_error(seq, packet_id, "PF499", "cancelled by the submitter")
-            return self.note_output()
-        self.pending.take_slot(slot)
-        self.note_output()
-        return 0
+            slot = -1
+        if slot >= 0:
+            self.pending.take_slot(slot)
+        if self.member is not None:
+            self.sink.freed(self)
+        return self.note_output()
 
     # -- receiving
 
@@ -551,6 +559,8 @@ cdef class Engine(Canceller):
         reply.resolve(value)
         if reply.callback is not None:
             self.ready.append(reply)
+        if self.member is not None:
+            self.sink.freed(self)
         return 0
 
     cdef int _on_error(self) except -1:

@@ -1,7 +1,11 @@
+from typing import final
+
 __all__ = ["Inbox", "ReadBuffer"]
 
+@final
 class ReadBuffer: ...
 
+@final
 class Inbox:
     def __init__(self, *, server: bool, max_frame: int, shared: ReadBuffer) -> None: ...
     @property

@@ -248,15 +248,8 @@ cdef class Connection(_Protocol, asyncio.BufferedProtocol):
             self.link.engine.paused = True
 
     def resume_writing(self):
-        cdef Link link = self.link
-        if link.connection is not self:
-            return
-        link.engine.paused = False
-        self.count_unsent()
-        link.engine.heard(pf_monotonic_ns())
-        link._run_batch()
-        if link.engine.sink is not None:
-            link.engine.sink.resumed(link.engine, pf_monotonic_ns())
+        if self.link.connection is self:
+            self.link.go_on()
 
     # -- the end
 
@@ -548,6 +541,15 @@ cdef class Link(Driver):
             # close() waits until the peer has taken everything; one that never does is cut off
             self.cutoff = self.loop.call_later(CUTOFF, self.abort)
         return 0
+
+    def go_on(self):
+        """The peer takes more again."""
+        self.engine.paused = False
+        self.count_unsent()
+        self.engine.heard(pf_monotonic_ns())
+        self._run_batch()
+        if self.engine.sink is not None:
+            self.engine.sink.resumed(self.engine, pf_monotonic_ns())
 
     # -- time
 

@@ -9,7 +9,6 @@ from pfcore.memory.heap cimport HeapEntry, PriorityHeap
 __all__ = ["Queue", "Rounds"]
 
 cdef enum:
-    LOOKED_AT = 64               # accounts compared at once: with more, urgency holds among so many
     LEAST_KNOWN = 64             # accounts of a round that are remembered, whether anything of theirs waits or not
 
 
@@ -42,6 +41,7 @@ cdef class Queue:
             share.queue = self
             share.place = len(self.order)
             self.order.append(share)
+            self._link(share)
         else:
             entry = share.heap.push(item, priority)
         self.count += 1
@@ -55,6 +55,8 @@ cdef class Queue:
     cdef object pop_from(self, Share share):
         item = share.heap.pop()
         self.at = share.place + 1
+        self._unlink(share)
+        self._link(share)  # it is the newest now
         self._left(share)
         return item
 
@@ -63,7 +65,11 @@ cdef class Queue:
         cdef Share share
         if self.count == 0:
             return None
-        share = self.next_of(rounds, &over)
+        if rounds.by_age():
+            share = <Share>self.oldest
+            over = False
+        else:
+            share = self.next_of(rounds, len(self.order), &over)
         if over:
             rounds.over()
         rounds.note(share.account)
@@ -84,12 +90,32 @@ cdef class Queue:
                 self.order[share.place] = last
                 last.place = share.place
             share.queue = None
+            self._unlink(share)
             del self.shares[share.account]
             if not self.order:
                 self.order = self.shares = None
         return 0
 
-    cdef Share next_of(self, Rounds rounds, bint* over):
+    cdef void _link(self, Share share) noexcept:
+        share.newer = NULL
+        share.older = self.newest
+        if self.newest != NULL:
+            (<Share>self.newest).newer = <void*>share
+        else:
+            self.oldest = <void*>share
+        self.newest = <void*>share
+
+    cdef void _unlink(self, Share share) noexcept:
+        if share.older != NULL:
+            (<Share>share.older).newer = share.newer
+        else:
+            self.oldest = share.newer
+        if share.newer != NULL:
+            (<Share>share.newer).older = share.older
+        else:
+            self.newest = share.older
+
+    cdef Share next_of(self, Rounds rounds, Py_ssize_t most, bint* over):
         cdef Py_ssize_t n = len(self.order), k, seen = 0
         cdef Share share, best = None
         cdef bint spent
@@ -102,9 +128,9 @@ cdef class Queue:
         over[0] = True
         if self.at >= n:
             self.at = 0
-        # a round is over when nobody is left, not when nobody is among the first: who stands behind would never come
-        while seen < n and over[0]:
-            for k in range(seen, min(n, seen + LOOKED_AT)):
+        most = min(n, most)
+        while seen < most and over[0]:
+            for k in range(seen, min(most, seen + LOOKED_AT)):
                 share = <Share>self.order[(self.at + k) % n]
                 spent = rounds.spent(share.account)
                 if spent and not over[0]:
@@ -128,8 +154,9 @@ cdef class Queue:
     def take(self, Rounds rounds not None):
         """The item that goes next to who counts these rounds; None where there is nothing."""
         cdef bint over
-        cdef Account account = self.next_of(rounds, &over).account if self.count > 0 else None
-        if account is not None:
+        cdef Account account = None
+        if self.count > 0:
+            account = (<Share>self.oldest if rounds.by_age() else self.next_of(rounds, len(self.order), &over)).account
             account.queued -= 1
         return self.next(rounds)
 
@@ -142,6 +169,9 @@ cdef class Queue:
 @cython.final
 cdef class Rounds:
     """Empty at first."""
+
+    def __cinit__(self):
+        self.until_age = BY_AGE - 1
 
     def __len__(self):
         return 0 if self.given is None else len(self.given)
@@ -160,6 +190,7 @@ cdef class Rounds:
                           and (other.queued > 0 or other.jobs > 0)}
             self.most = max(LEAST_KNOWN, 2 * len(self.given))
         self.given[account] = <Py_ssize_t>self.given.get(account, 0) + 1
+        self.until_age = (self.until_age or BY_AGE) - 1
         return 0
 
     cdef int over(self) except -1:

@@ -91,6 +91,8 @@ cdef class Member:
         dict routes              # Route that has it among its members -> its place there
         list looked_at           # them, in the order in which they are looked through for work; None: make it anew
         Py_ssize_t cursor        # where the next look begins
+        Py_ssize_t age_cursor    # ... and the next for whoever waits longest
+        Py_ssize_t fruitless     # routes looked at since one had something of an account that has not had its part
         Py_ssize_t unseen        # how many are left in this round of looks
         uint8_t asked            # Asked: whether it handles anything
         int64_t asked_at         # ns; when it was asked, or opened
@@ -99,6 +101,7 @@ cdef class Member:
         int64_t announced_window
         int64_t cap              # no more than so many, 0: as it announces
         readonly int64_t outstanding  # flights that it has: those in `theirs`
+        int64_t events           # of them, those of ed
         readonly int64_t submitted    # flights of its own: those in `mine`
         void* mine               # first of a list through Flight.next_mine, borrowed: the table holds them
         void* theirs             # first of a list through Flight.next_theirs, borrowed
@@ -164,14 +167,19 @@ cdef class Flight:
     cdef bint attach(self, Member member, int64_t seq) except -1
     # This link wants no answer any more, whatever it has submitted again.
     cdef int detach(self, Member member) except -1
-    # Its submitter has gone, or wants it no more: the next that waits for it takes his place. False: there is none.
+    # Its submitter has gone, or wants it no more: the next that waits for it takes his place, and is to pay for it
+    # (`Queues.paid_by`). False: there is none.
     cdef bint pass_on(self) except -1
+    # Did this reactor refuse it, and has it said nothing since of what it handles?
+    cdef inline bint was_refused_by(self, Member member) except -1:
+        return self.tried is not None and member in self.tried and member.cleared <= self.sent
+
     # Has a reactor got it, or had it, or is its handler here running?
     cdef bint has_begun(self) noexcept
     # Does another submit wait for it? Those whose links have gone do not count any more.
     cdef bint others_wait(self) except -1
-    # Its link has gone, and it goes on: who pays from now on? False: nobody can.
-    cdef bint outlives(self) noexcept
+    # Its link has gone, and it goes on: who pays from now on? None: nobody can.
+    cdef Account heir(self)
 
 # What submits were charged with that wait no more: ``[(Member, seq)]``.
 cdef int pay_back(list attached) except -1

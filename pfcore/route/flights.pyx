@@ -6,6 +6,7 @@ from libc.stdlib cimport calloc, free
 
 from pfcore.link.engine cimport EngineState
 from pfcore.memory.budget cimport Account
+from pfcore.wire.terms cimport GROUP_ED
 from pfcore.work.keys cimport Keyed
 
 __all__ = ["Member", "Principal", "Route"]
@@ -154,6 +155,7 @@ cdef class Member:
             (<Flight>self.theirs).previous_theirs = <void*>flight
         self.theirs = <void*>flight
         self.outstanding += 1
+        self.events += flight.route.group == GROUP_ED
         self.engine.routed += 1
 
     cdef void lets_go(self, Flight flight) noexcept:
@@ -164,6 +166,7 @@ cdef class Member:
         if flight.next_theirs != NULL:
             (<Flight>flight.next_theirs).previous_theirs = flight.previous_theirs
         self.outstanding -= 1
+        self.events -= flight.route.group == GROUP_ED
         self.engine.routed -= 1
         flight.target = None
 
@@ -177,10 +180,14 @@ cdef class Member:
         return 0
 
     cdef bint room(self, bint urgent) noexcept:
-        # a sixteenth of the window is for events: they must not wait behind a full house
-        cdef int64_t limit = self.window if urgent else self.window - (self.window >> 4)
+        # A sixteenth of the window is for events: they must not wait behind a full house. It is all that they have
+        # before others, or where they are many everything else would wait behind them.
+        cdef int64_t reserve = self.window >> 4
         # what the gateway itself has submitted there takes of the same window
-        return (self.outstanding + self.engine.sent() < limit and self.engine.state == EngineState.OPEN
+        cdef int64_t taken = self.outstanding + self.engine.sent()
+        return ((taken - min(self.events, reserve) < self.window - reserve
+                 or (urgent and self.events < reserve and taken < self.window))
+                and self.engine.state == EngineState.OPEN
                 and self.engine.fatal == 0
                 and not self.engine.paused and self.engine.out.size < SEND_AHEAD)
 
@@ -194,6 +201,7 @@ cdef class Flight:
         free(self.held)
 
     cdef bint attach(self, Member member, int64_t seq) except -1:
+        self.others_wait()  # those that have gone are none of them
         if self.attached is None:
             self.attached = []
         if len(self.attached) >= MAX_ATTACHED or not member.account.take(ATTACHED_BYTES):
@@ -233,21 +241,12 @@ cdef class Flight:
             pay_back(gone)
         return len(here) > 0
 
-    cdef bint outlives(self) noexcept:
-        """What outlives an anonymous link counts against all of them together; is there room for it?"""
-        cdef Account stored = self.principal.stored, before = self.account
-        if self.principal.account is not None or stored is None or before is stored:
-            return True
-        if not stored.take(self.cost):
-            return False
-        before.settle(-self.cost)
-        before.flights -= 1
-        stored.flights += 1
-        if self.state == FlightState.QUEUED:
-            before.queued -= 1
-            stored.queued += 1
-        self.account = stored
-        return True
+    cdef Account heir(self):
+        """What outlives an anonymous link counts against all of them together, if there is room for it."""
+        cdef Account stored = self.principal.stored
+        if self.principal.account is not None or stored is None or self.account is stored:
+            return self.account
+        return stored if stored.room(self.cost) else None
 
 
 cdef int pay_back(list attached) except -1:

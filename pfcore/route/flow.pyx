@@ -389,8 +389,7 @@ cdef class Flow(Way):
             return self.fail(flight, "PF001", f"no handler for {route.key}: all of them refused it", None, now, reader)
         if flight.retries > 0 and (now - self.started < STARTING or (
                 route.last_served > 0 and now - route.last_served < SEEN_LATELY)):
-            # it was there a moment ago, or will be: a restart, perhaps; then of another mind
-            flight.tried = None
+            # it was there a moment ago, or will be: a restart, perhaps
             return self.enqueue(flight, route.queue, reader, now)
         if route.last_served > 0 and now - route.last_served < SEEN_LATELY:
             return self.fail(flight, "PF503", f"no reactor for {route.key} is connected just now",
@@ -467,8 +466,16 @@ cdef class Flow(Way):
         return 0
 
     cdef int _leave_target(self, Flight flight) except -1:
-        if flight.target is not None:
-            flight.target.lets_go(flight)
+        """Who has it has it no more, and is offered something else instead."""
+        cdef Member target = flight.target
+        if target is not None:
+            target.lets_go(flight)
+            self.offer(target)
+        return 0
+
+    cdef int offer(self, Member member) except -1:
+        if self.queues.offer(member):
+            self.arm_at(self.now)
         return 0
 
     cdef int pump(self, Member member, int64_t now) except -1:
@@ -500,6 +507,8 @@ cdef class Flow(Way):
         for member in list(self.queues.behind)[:CAUGHT_UP]:
             del self.queues.behind[member]
             self._give_work(member, now)
+        if self.queues.behind:
+            self.arm_at(now)
         return 0
 
     cdef int _next(self, Flight flight, int64_t now) except -1:
@@ -508,7 +517,7 @@ cdef class Flow(Way):
         if flight.tried is None:
             flight.tried = []
         flight.tried.append(refusing)
-        self._leave_target(flight)
+        refusing.lets_go(flight)
         self.place_again(flight, now)
         return self.pump(refusing, now)
 
@@ -568,7 +577,7 @@ cdef class Flow(Way):
         if not member.listed and code != "PF001" and flight.route not in member.routes:
             self.directory.learn(member, flight.route)
         if flight.lost and code in _REFUSALS:
-            self._leave_target(flight)
+            member.lets_go(flight)
             self.fail(flight, code, "the next refused it", None, now)
             self.pump(member, now)
             return True
@@ -586,7 +595,7 @@ cdef class Flow(Way):
             length = out.size
         member.latency = member.latency * 0.8 + 0.2 * <double>(now - flight.sent) if member.latency > 0 \
             else <double>(now - flight.sent)
-        self._leave_target(flight)
+        member.lets_go(flight)
         # what a reactor says of a packet that it did not refuse is its outcome, whatever the code: it may have run
         self.end(flight, payload, length, reader.success, code if code in _REFUSALS else None, False, now)
         if self.queues.count > 0:
@@ -609,7 +618,7 @@ cdef class Flow(Way):
             self._leave_target(flight)
             self.give_back(flight)
             return True
-        self._leave_target(flight)
+        member.lets_go(flight)
         self.fail(flight, code, message, details, engine.now)
         self.pump(member, engine.now)
         return True
@@ -689,8 +698,7 @@ cdef class Flow(Way):
         route.flights -= 1
         if flight.origin is not None:
             flight.origin.has_ended(flight)
-        if flight.target is not None:
-            flight.target.lets_go(flight)
+        self._leave_target(flight)
         self.kept.let_go(flight)
         flight.account.settle(-flight.cost)
         flight.account.flights -= 1
@@ -744,7 +752,7 @@ cdef class Flow(Way):
 
     cdef int cancel(self, Engine engine, const unsigned char* packet_id, Py_ssize_t n) except -1:
         """The submitter takes a packet back."""
-        cdef Member member = <Member>engine.member, target
+        cdef Member member = <Member>engine.member
         cdef bint clash
         cdef Flight flight
         if member is None:
@@ -752,22 +760,24 @@ cdef class Flow(Way):
         flight = self.flights.find(member.principal.number, packet_id, n, &clash)
         if flight is None:
             return 0
+        self.now = engine.now
         flight.detach(member)
         if flight.origin is not member:
             return 0
         if flight.others_wait():
             member.has_ended(flight)
             flight.pass_on()
-            return 0
-        target = flight.target
-        if flight.has_begun():
-            self.outcomes.cancelled(flight, self.flights.id_of(flight), engine.now)
-        self.take_back(flight)
-        if target is not None:
-            self.pump(target, engine.now)
-        return 0
+            return self.paid_by(flight, flight.origin.account)
+        return self.take_back(flight, "PF499")
 
-    cdef int take_back(self, Flight flight) except -1:
+    cdef int paid_by(self, Flight flight, Account account) except -1:
+        if flight.job is not None:
+            self.dispatcher.charge_to(flight.job, account, True)
+        return self.queues.paid_by(flight, account)
+
+    cdef int take_back(self, Flight flight, object code) except -1:
+        if flight.has_begun():
+            self.outcomes.withdrawn(flight, self.flights.id_of(flight), code, self.now)
         if flight.state == FlightState.LOCAL:
             return self.local.withdraw(self, flight)
         if flight.state == FlightState.SENT:
@@ -780,6 +790,9 @@ cdef class Flow(Way):
         if member is not None and self.queues.count > 0:
             self.pump(member, now)
         return 0
+
+    cdef int freed(self, Engine engine) except -1:
+        return self.offer(<Member>engine.member)
 
     cdef int launch(self, Flight flight, FrameReader reader, int64_t now) except -1:
         if self._here(flight.route, flight.origin):
@@ -896,5 +909,4 @@ cdef class Flow(Way):
             if strikes >= STRIKES:
                 target.note_refusal(route.hash)
         self._leave_target(flight)
-        self.fail(flight, "PF408", f"no answer came before the deadline ({route.key})", None, now)
-        return self.pump(target, now) if target is not None else 0
+        return self.fail(flight, "PF408", f"no answer came before the deadline ({route.key})", None, now)

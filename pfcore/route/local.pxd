@@ -56,3 +56,4 @@ cdef class Local:
     cdef int _answered_at_once(self, Way way, Principal principal, Arrival* arrival, object code,
                                const unsigned char* payload, Py_ssize_t length, int64_t now) except -1
     cdef int _keep(self, Flight flight, Engine engine, Job job) except -1
+    cdef bint _goes_on(self, Flight flight, Job job) except -1

@@ -6,6 +6,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from pfcore.link.engine cimport DropReason, Engine, Incoming, incoming_of
+from pfcore.memory.budget cimport Account
 from pfcore.route.failures cimport Failures
 from pfcore.route.flights cimport Flight, FlightState, Member, Principal, Route
 from pfcore.route.held cimport Held
@@ -181,35 +182,44 @@ cdef class Local:
 
     cdef int drop(self, Way way, Engine engine, object job, int why) except -1:
         cdef Flight flight = <Flight>(<Job>job).flight
-        cdef bytes packet_id
-        cdef int64_t number
+        cdef Account heir = None
+        cdef bint others
         if flight is None or flight.state != FlightState.LOCAL or flight.engine is not engine:
             return self.dispatcher.drop(engine, job, why)
         if why != DropReason.EXPIRED and engine.member is not None:
             flight.detach(<Member>engine.member)
-        if why != DropReason.EXPIRED and self.inner is not None and self.inner is not engine and (
-                (why == DropReason.DISCONNECTED and flight.retries > 0 and flight.outlives()
-                 and self.dispatcher.charge_to(<Job>job, flight.account)) or flight.others_wait()):
-            # it goes on: someone else waits for it, or its submitter comes back for the answer
-            packet_id = self.flights.wire_id_of(flight)
-            number = self.inner.keep(
-                job, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id), flight.deadline)
-            if number > 0:
-                (<Job>job).engine = self.inner
-                (<Job>job).packet_id = flight.own_id
-                (<Job>job).number = number
-                if (<Job>job).caller is not None:
-                    (<Job>job).caller = flight.principal  # its link is no more
-                flight.engine = self.inner
+        if why != DropReason.EXPIRED and self.inner is not None and self.inner is not engine:
+            others = flight.others_wait()
+            if others:
+                heir = (<Member>flight.attached[0][0]).account
+            elif why == DropReason.DISCONNECTED and flight.retries > 0:
+                heir = flight.heir()
+            if (heir is not None and self.dispatcher.charge_to(<Job>job, heir, others)
+                    and self._goes_on(flight, <Job>job)):
                 if flight.origin is not None:
                     flight.origin.has_ended(flight)
                 flight.pass_on()
-                return 0
+                return way.paid_by(flight, heir)
         if why != DropReason.EXPIRED:
-            if why == DropReason.CANCELLED_BY_PEER and flight.has_begun():
-                self.outcomes.cancelled(flight, self.flights.id_of(flight), way.now)
+            if flight.has_begun():
+                self.outcomes.withdrawn(flight, self.flights.id_of(flight),
+                                        "PF499" if why == DropReason.CANCELLED_BY_PEER else "PF502", way.now)
             way.forget(flight)
         return self.dispatcher.drop(engine, job, why)
+
+    cdef bint _goes_on(self, Flight flight, Job job) except -1:
+        """Without the link that it came by: someone else waits for it, or its submitter comes back for the answer."""
+        cdef bytes packet_id = self.flights.wire_id_of(flight)
+        cdef int64_t number = self.inner.keep(
+            job, <const unsigned char*>PyBytes_AS_STRING(packet_id), PyBytes_GET_SIZE(packet_id), flight.deadline)
+        if number == 0:
+            return False
+        job.engine = flight.engine = self.inner
+        job.packet_id = flight.own_id
+        job.number = number
+        if job.caller is not None:
+            job.caller = flight.principal  # its link is no more
+        return True
 
     cdef int withdraw(self, Way way, Flight flight) except -1:
         cdef Engine engine = flight.engine

@@ -25,7 +25,7 @@ cdef class Membership:
         Dependencies dependencies
         dict members             # Engine -> Member
         int64_t numbers          # members so far
-        object forgotten         # deque of [Principal, slot]: no more, and its flights from there on are yet to end
+        object forgotten         # deque of [principals, slot, ns]: no more since then, their flights from there on end
         object leaving           # deque of Member: gone, and some of its flights have not been ended yet
         Py_ssize_t leave_at_once  # packets that end in one go with their link
         Budget budget            # what all accounts may hold together
@@ -38,7 +38,7 @@ cdef class Membership:
     cdef int update(self, Way way, Engine engine) except -1
     cdef int leave(self, Way way, Engine engine) except -1
     # A principal is no more: what is under way for it ends.
-    cdef int forget(self, Way way, Principal principal) except -1
+    cdef int forget(self, Way way, list principals) except -1
     # Goes on with links that have gone and left many packets, and with principals that are no more.
     cdef int lose_some(self, Way way) except -1
     # No new work to `source`; what waits for it alone goes to `target`, or to whoever handles it. How many.

@@ -75,6 +75,7 @@ cdef class Membership:
         self.members[engine] = member
         if member.listed:
             self.directory.enlist(member, member.handles, way.now)
+            way.offer(member)
         else:
             self.newcomers.enter(member, engine.now)
             way.arm_at(engine.now + ASK_AFTER)
@@ -173,30 +174,33 @@ cdef class Membership:
         member.queue = None
         return most
 
-    cdef int forget(self, Way way, Principal principal) except -1:
+    cdef int forget(self, Way way, list principals) except -1:
         cdef PendingTable table = self.flights.pending
         cdef Flight flight
+        cdef set gone = set(principals)
         # what the dispatcher would begin when another's handler ends; routing itself begins nothing for who is no more
         for slot in range(table.used):
             if table.entries[slot].seq != 0:
                 flight = <Flight>table.entries[slot].waiter
-                if flight.principal is principal and flight.state == FlightState.LOCAL and not flight.has_begun():
-                    way.take_back(flight)
-        self.forgotten.append([principal, 0])
+                if flight.state == FlightState.LOCAL and not flight.has_begun() and flight.principal in gone:
+                    way.take_back(flight, "PF502")
+        # anonymous ones may be let in again before all is done: what they send then is another matter
+        self.forgotten.append([gone, 0, way.now])
         return self.lose_some(way)
 
     cdef Py_ssize_t _forget_flights(self, Way way, list forgotten, Py_ssize_t most) except? -1:
-        """Ends up to `most` of what a principal that is no more has under way; how many more it could have been."""
+        """Ends up to `most` of what principals that are no more have under way; how many more it could have been."""
         cdef PendingTable table = self.flights.pending
-        cdef Principal principal = <Principal>forgotten[0]
+        cdef set gone = forgotten[0]
         cdef Py_ssize_t slot = forgotten[1]
+        cdef int64_t when = forgotten[2]
         cdef Flight flight
         while slot < table.used and most > 0:
             if table.entries[slot].seq != 0:
                 flight = <Flight>table.entries[slot].waiter
-                if flight.principal is principal:
+                if flight.accepted <= when and flight.principal in gone:
                     most -= 1
-                    way.take_back(flight)
+                    way.take_back(flight, "PF502")
             slot += 1
         forgotten[1] = slot
         return most
@@ -218,16 +222,16 @@ cdef class Membership:
 
     cdef int _lose_origin(self, Way way, Flight flight, Member member) except -1:
         """The link that submitted it has gone."""
-        cdef bint stays = flight.retries > 0 and flight.principal.role != NOBODY_ROLE
+        cdef Account heir = None
         member.has_ended(flight)
-        if stays and flight.account is member.account and not flight.outlives():
-            stays = False
         if flight.state == FlightState.LOCAL and flight.engine is member.engine:
             return 0  # its handler was told by its engine
-        # nobody waits, or may come back, any more?
-        if not flight.pass_on() and not stays:
-            way.take_back(flight)
-        return 0
+        if flight.pass_on():
+            return way.paid_by(flight, flight.origin.account)
+        if flight.retries > 0 and flight.principal.role != NOBODY_ROLE:
+            heir = flight.heir()
+        # nobody waits, and nobody may come back, any more?
+        return way.take_back(flight, "PF502") if heir is None else way.paid_by(flight, heir)
 
     cdef int _lose_target(self, Way way, Flight flight, Member member) except -1:
         """The link that has it has gone."""

@@ -158,6 +158,7 @@ cdef class Newcomers:
         """It is a reactor: those that waited for a word look again."""
         if self._has_answered(member):
             self.place_curious(way)
+            way.offer(member)  # what waits for any reactor may be its
         return 0
 
     cdef int look_after(self, Way way) except -1:

@@ -14,8 +14,9 @@ cdef class Outcomes:
         Py_ssize_t principals    # among how many
 
     cdef Ledger of(self, Principal principal)
-    # One that had begun was cancelled: the same id does not begin again.
-    cdef int cancelled(self, Flight flight, bytes packet_id, int64_t now) except -1
+    # One that had begun was taken back, by its submitter (PF499) or because he is gone (PF502): the same id does not
+    # begin again.
+    cdef int withdrawn(self, Flight flight, bytes packet_id, object code, int64_t now) except -1
     cdef int forget(self, Principal principal) except -1
     cdef Py_ssize_t count(self) except? -1
     cdef Py_ssize_t bytes_used(self) except? -1

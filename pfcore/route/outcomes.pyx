@@ -11,7 +11,10 @@ from pfcore.wire.writer cimport encode_error, put_failure_payload
 
 __all__ = ["Outcomes"]
 
-cdef bytes _CANCELLED = encode_error("PF499", "cancelled by its submitter", None, 0)
+cdef dict _WITHDRAWN = {
+    "PF499": encode_error("PF499", "cancelled by its submitter", None, 0),
+    "PF502": encode_error("PF502", "its submitter's connection was lost; it may have run or not", None, 0),
+}
 
 cdef enum:
     LEAST = 1000                 # outcomes that a principal's share has, however many principals there are
@@ -39,11 +42,11 @@ cdef class Outcomes:
             self.ledgers.append(principal.ledger)
         return principal.ledger
 
-    cdef int cancelled(self, Flight flight, bytes packet_id, int64_t now) except -1:
+    cdef int withdrawn(self, Flight flight, bytes packet_id, object code, int64_t now) except -1:
         cdef OutputBuffer out = OutputBuffer(limit=65536)
         cdef const unsigned char* p = <const unsigned char*>PyBytes_AS_STRING(packet_id)
         cdef Py_ssize_t n = PyBytes_GET_SIZE(packet_id)
-        put_failure_payload(out, p, n, _CANCELLED, 0)
+        put_failure_payload(out, p, n, <bytes>_WITHDRAWN[code], 0)
         self.of(flight.principal).record(
             flight.tag, flight.principal.number, p, n, flight.fingerprint, False, out.data, out.size, now)
         return 0

@@ -1,7 +1,8 @@
 # Flights that wait for room: at the reactors of an element, or at one that alone may have them.
 
+from pfcore.memory.budget cimport Account
 from pfcore.memory.queue cimport Queue
-from pfcore.route.flights cimport Flight, Member
+from pfcore.route.flights cimport Flight, Member, Route
 
 cdef class Queues:
     cdef:
@@ -16,6 +17,10 @@ cdef class Queues:
     cdef int enter(self, Flight flight, Queue queue) except -1
     # Takes it out of the queue that it stands in, if it does; `left`: it was popped.
     cdef int leave(self, Flight flight) except -1
+    # Another pays for a flight from now on, and it stands with what waits of his.
+    cdef int paid_by(self, Flight flight, Account account) except -1
+    # This reactor has room that it was offered nothing for: it is looked at soon. True: there is something to look at.
+    cdef bint offer(self, Member member) except -1
     # This reactor gets it: what `most_urgent` has just said.
     cdef int take(self, Flight flight, Member member) except -1
     cdef int left(self, Flight flight) except -1
@@ -25,3 +30,6 @@ cdef class Queues:
     # their part of its round come after all others. `urgent`: only what an event may have is left. Of many
     # elements a part is looked at: `member.unseen` says how many are left.
     cdef Flight most_urgent(self, Member member, bint urgent)
+    # What has waited longest at the next of its elements where something waits; None: not among those looked at.
+    cdef Flight _eldest(self, Member member, list routes, bint urgent)
+    cdef bint _may_look(self, Member member, Route route, bint urgent) except -1

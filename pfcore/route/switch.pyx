@@ -95,6 +95,8 @@ cdef class Switch(Flow):
     def drain_member(self, Member member not None, bint draining=True):
         """No new work to this reactor, or again."""
         member.draining = draining
+        if not draining:
+            self.offer(member)
 
     def migrate(self, Member source not None, Member target, int64_t now):
         """No new work to `source`; what waits for it alone goes to `target`, or to whoever handles it. How many."""
@@ -115,10 +117,11 @@ cdef class Switch(Flow):
         """Among how many the memory of outcomes is shared, for those who have none yet."""
         self.outcomes.principals = max(count, 1)
 
-    def forget_principal(self, Principal principal not None):
-        """It is no more: what was remembered of it goes, and what is under way for it ends, so much at once."""
-        self.membership.forget(self, principal)
-        self.outcomes.forget(principal)
+    def forget_principals(self, list principals not None):
+        """They are no more: what was remembered of them goes, and what is under way for them ends, so much at once."""
+        self.membership.forget(self, principals)
+        for principal in principals:
+            self.outcomes.forget(principal)
         self._flush_dirty()
 
     # ---------------------------------------------------------------- life
@@ -147,6 +150,8 @@ cdef class Switch(Flow):
     def roles_changed(self):
         """What roles may do has changed: asks `permit` again for every element."""
         self.directory.ask_again(list(self.membership.members.values()), self.now)
+        for member in self.membership.members.values():
+            self.offer(<Member>member)
 
     def set_policy(self, str group not None, str policy not None):
         """Sets the routing of a group: "least", "sticky", "fastest" or "keyed"."""

@@ -7,6 +7,7 @@
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from pfcore.link.engine cimport Sink
+from pfcore.memory.budget cimport Account
 from pfcore.memory.queue cimport Queue
 from pfcore.route.flights cimport Flight, Member, Route
 from pfcore.wire.reader cimport FrameReader
@@ -38,16 +39,20 @@ cdef class Way(Sink):
                   FrameReader reader=*) except -1
     # Ends a flight that nobody waits for; whoever depends on it learns that it failed.
     cdef int forget(self, Flight flight) except -1
-    # Ends one that is wanted no more, whatever has become of it: who has it is told, its submitter is not.
-    cdef int take_back(self, Flight flight) except -1
+    # Ends one that is wanted no more, whatever has become of it: who has it is told, its submitter is not. If it has
+    # begun it has an outcome, `code`, for whoever sends it again.
+    cdef int take_back(self, Flight flight, object code) except -1
+    # Another pays for it from now on, past his bound too.
+    cdef int paid_by(self, Flight flight, Account account) except -1
     # Keeps the payload, for a reactor that has yet to be found. False, and it has failed: there is no room.
     cdef bint hold(self, Flight flight, FrameReader reader) except -1
     # It finds its reactor, is given to this one, or waits in this queue.
     cdef int place(self, Flight flight, FrameReader reader, int64_t now) except -1
     cdef int send(self, Flight flight, Member target, FrameReader reader, int64_t now) except -1
     cdef int enqueue(self, Flight flight, Queue queue, FrameReader reader, int64_t now) except -1
-    # Gives a reactor that has room what waits for it.
+    # Gives a reactor that has room what waits for it: now, or soon. Whoever makes room somewhere does one of the two.
     cdef int pump(self, Member member, int64_t now) except -1
+    cdef int offer(self, Member member) except -1
     # Tells the reactor that has it that it is wanted no more, where it understands.
     cdef int withdraw(self, Flight flight) except -1
     # It is over, and has had its outcome: out of all tables.

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
+from pfcore.memory.budget cimport Account
 from pfcore.memory.queue cimport Queue
 from pfcore.route.flights cimport Flight, Member, Route
 from pfcore.wire.reader cimport FrameReader
@@ -42,7 +43,10 @@ cdef class Way(Sink):
     cdef int forget(self, Flight flight) except -1:
         raise NotImplementedError
 
-    cdef int take_back(self, Flight flight) except -1:
+    cdef int take_back(self, Flight flight, object code) except -1:
+        raise NotImplementedError
+
+    cdef int paid_by(self, Flight flight, Account account) except -1:
         raise NotImplementedError
 
     cdef bint hold(self, Flight flight, FrameReader reader) except -1:
@@ -58,6 +62,9 @@ cdef class Way(Sink):
         raise NotImplementedError
 
     cdef int pump(self, Member member, int64_t now) except -1:
+        raise NotImplementedError
+
+    cdef int offer(self, Member member) except -1:
         raise NotImplementedError
 
     cdef int withdraw(self, Flight flight) except -1:

@@ -76,8 +76,8 @@ cdef class Dispatcher(WorkerHost):
     # As `accept`, for handlers that want to know who submitted: `caller` is a Member, or a Principal. The packet's
     # job, where it goes on: it waits, or its handler has suspended; None where it was answered.
     cdef Job take(self, Engine engine, FrameReader reader, Incoming* incoming, object caller, int64_t now)
-    # Another pays for a job from now on; False: he cannot.
-    cdef bint charge_to(self, Job job, Account account) except -1
+    # Another pays for a job from now on; False: he cannot. `insist`: past his bound, too.
+    cdef bint charge_to(self, Job job, Account account, bint insist) except -1
     cdef Handler find(self, FrameReader reader)
     cdef int deactivate(self) except -1
     cdef int _activate(self, Worker worker) except -1

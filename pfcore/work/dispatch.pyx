@@ -415,12 +415,14 @@ cdef class Dispatcher(WorkerHost):
             job.account.settle(cost)
         return 0
 
-    cdef bint charge_to(self, Job job, Account account) except -1:
+    cdef bint charge_to(self, Job job, Account account, bint insist) except -1:
         cdef Account before = job.account
         cdef FairQueue queue = job.home
         if before is None or before is account:
             return True
-        if not account.take(job.cost):
+        if insist:
+            account.settle(job.cost)
+        elif not account.take(job.cost):
             return False
         before.settle(-job.cost)
         if job.suspended:

@@ -247,7 +247,7 @@ class Accounts(RuleBasedStateMachine):
 
     @rule()
     def end_the_user(self) -> None:
-        self.runtime.end_principal(self.user)
+        self.runtime.sessions.end_principals({self.user.number})
         self.settle()
 
     def settle(self) -> None:

@@ -160,7 +160,7 @@ async def test_what_is_held_is_the_links_until_it_ends() -> None:
             assert 5 < made < 25
             # nobody else notices
             assert await other.call("cf", "seq", seq(ECHO, ECHO)["data"]) == 1
-            gateway.view.runtime().end_principal(gateway.view.principals.anonymous)  # type: ignore[union-attr]
+            gateway.view.runtime().sessions.end_principals({gateway.view.principals.anonymous.number})  # type: ignore[union-attr]
             await until(lambda: not gateway.view.runtime().standing)  # type: ignore[union-attr]
             await client.react("e", step("df", "echo", "x" * 50_000))
 

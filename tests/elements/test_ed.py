@@ -315,8 +315,8 @@ async def test_a_removed_principals_timers_reactions_and_leases_end(hub: Gateway
     await client.call("rm", "lock", {"key": "k"})
     await hub.call("rm", "lock", {"key": "other"})
     await hub.react("e", HEAR)
-    runtime.end_principal(hub.view.principals.anonymous)
-    assert [standing.principal.name for standing in runtime.standing.values()] == ["gateway"]
+    runtime.sessions.end_principals({hub.view.principals.anonymous.number})
+    await until(lambda: [standing.principal.name for standing in runtime.standing.values()] == ["gateway"])
     await until(lambda: len(runtime.leases) == 1)
     assert (await hub.call("rm", "lock", {"key": "k", "wait_ms": 5000}))["fence"] > 0
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from packetflow.errors import Unavailable
-from packetflow.state import Alarms, Lines, Session
+from packetflow.state import Alarms, Lines, Sessions
 
 ONE_LOOP = "asyncio"
 
@@ -45,7 +45,7 @@ async def test_who_waits_without_a_session_waits_as_well(lines: Lines) -> None:
 
 
 async def test_a_wait_ends_with_its_session(lines: Lines) -> None:
-    session = Session(Alarms(asyncio.get_running_loop()), "key", 7, None)
+    session = Sessions(Alarms(asyncio.get_running_loop())).of("link", 7)
     waiting = waits(lines, nothing, session=lambda: session)
     await asyncio.sleep(0)
     assert session.count("wait") == 1
@@ -135,3 +135,61 @@ async def test_who_is_served_as_all_is_closed_leaves_no_failure_behind(lines: Li
     gc.collect()
     await asyncio.sleep(0)
     assert failures == []
+
+
+async def test_nobody_waits_for_the_turn_of_who_stands_before_him(lines: Lines) -> None:
+    """The first is called and it is not his turn to work: those behind him try, but for his own others."""
+    loop = asyncio.get_running_loop()
+    his_turn: asyncio.Future[None] = loop.create_future()
+    there: list[str] = []
+    order: list[str] = []
+
+    def attempt(name: str) -> Any:
+        async def take() -> str | None:
+            order.append(name)
+            return there.pop() if there else None
+
+        return take
+
+    def turn() -> Any:
+        return asyncio.shield(his_turn)
+
+    first = waits(lines, attempt("first"), turn=turn, owner="loud")
+    his_other = waits(lines, attempt("his other"), turn=turn, owner="loud")
+    second = waits(lines, attempt("second"), turn=lambda: None, owner="quiet")
+    third = waits(lines, attempt("third"), owner="another")
+    await asyncio.sleep(0)
+    order.clear()
+    there.append("a thing")
+    lines.wake("lock", "k")
+    assert await second == "a thing"
+    there.append("another thing")
+    lines.wake("lock", "k")
+    assert await third == "another thing"
+    assert order == ["second", "third", "third"] or order == ["second", "third"]
+    assert not first.done()
+    there += ["one", "two"]
+    his_turn.set_result(None)
+    assert await first == "two"
+    assert await his_other == "one"
+    assert lines.waiting("lock", "k") == 0
+
+
+async def test_who_leaves_while_it_is_not_his_turn_keeps_nobody(lines: Lines) -> None:
+    never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    there: list[int] = []
+
+    async def attempt() -> int | None:
+        return there.pop() if there else None
+
+    first = waits(lines, attempt, turn=lambda: never, owner="one")
+    his_other = waits(lines, attempt, owner="one")
+    await asyncio.sleep(0)
+    lines.wake("lock", "k")
+    await asyncio.sleep(0)
+    there.append(7)
+    lines.wake("lock", "k")
+    await asyncio.sleep(0)
+    assert not his_other.done()
+    first.cancel()
+    assert await his_other == 7

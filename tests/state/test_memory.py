@@ -20,7 +20,7 @@ from packetflow.state import (
     LogBounds,
     MemoryStore,
     Patterns,
-    Session,
+    Sessions,
     StoreFull,
 )
 from packetflow.state.memory import ITEM_BYTES, NAME_BYTES, _Sorted
@@ -372,7 +372,8 @@ async def test_a_lease_is_paid_for_until_it_ends() -> None:
     alarms = Alarms(asyncio.get_running_loop())
     account = Account("user", 2000)
     leases = Leases(alarms, lambda coroutine, account: asyncio.ensure_future(coroutine()))
-    holder = Session(alarms, "key", 7, "name")
+    sessions = Sessions(alarms)
+    holder = sessions.of("link", 7)
 
     async def end(lease: Any) -> None:
         pass
@@ -384,9 +385,10 @@ async def test_a_lease_is_paid_for_until_it_ends() -> None:
     await leases.free(lease)
     assert account.held == 0
     leases.grant("lock", "k", 7, holder, 100, end, account=account)
-    leases.grant("lock", "l", 8, holder, 100, end)
-    leases.end_principal(7)
+    leases.grant("lock", "l", 8, other := sessions.of("another link", 8), 100, end)
+    sessions.end(holder)
     assert (account.held, len(leases)) == (0, 1)
+    holder = other
     leases.grant("lock", "m", 8, holder, 100, end)
     with pytest.raises(Overloaded, match="2 leases"):
         leases.check_room(account, holder, 2)

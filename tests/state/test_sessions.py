@@ -106,7 +106,9 @@ def test_all_sessions_of_a_principal_end_with_it(sessions: Sessions, time: Loop)
     holding(sessions.of("link 2", 7), ended, "nameless")
     holding(sessions.orphan(7), ended, "orphan")
     holding(sessions.of("link 3", 8), ended, "another's")
-    sessions.end_principal(7)
+    sessions.end_principals({7})
+    assert ended == []
+    time.pass_time(0)
     assert sorted(ended) == ["named", "nameless", "orphan"]
     for link in ("link 1", "link 2", "link 3"):
         sessions.lost(link)

@@ -225,9 +225,14 @@ class Call:
 
     async def turn(self) -> None:
         """Before each piece of work: returns when it is this packet's turn."""
+        when = self.turn_or_none()
+        if when is not None:
+            await when
+
+    def turn_or_none(self) -> Coroutine[Any, Any, None] | None:
+        """What to await until it is this packet's turn; None: it is."""
         turns = self.runtime.turns
-        if turns.spent(self.account):
-            await turns.next(self.account)
+        return turns.next(self.account) if turns.spent(self.account) else None
 
     async def wait(
         self,
@@ -254,7 +259,8 @@ class Call:
                 until=until,
                 session=lambda: self.session,
                 shown=shown,
-                turn=self.turn,
+                turn=self.turn_or_none,
+                owner=self.account,
             )
         except TimeoutError:
             if otherwise is not None:

@@ -162,13 +162,6 @@ class Runtime:
         finally:
             call.end()
 
-    def end_principal(self, principal: Principal) -> None:
-        """A principal is no more: its timers, reactions and leases end."""
-        for key, standing in list(self.standing.items()):
-            if key[0] == principal.number:
-                standing.end()
-        self.leases.end_principal(principal.number)
-
     async def whole(self, operation: Coroutine[Any, Any, T], undo: Callable[[T], object] | None = None) -> T:
         """What an operation gives that is of the store's operations and nothing else. It is never left in the middle.
 
@@ -203,7 +196,8 @@ class Runtime:
         # not a task each: what a task does is no longer within the turn that began it
         try:
             while waiting:
-                await self.turns.next(account)
+                # before what he has begun himself: others may wait for what ends here
+                await self.turns.next(account, first=True)
                 try:
                     await waiting.popleft()()
                 except (Exception, asyncio.CancelledError):

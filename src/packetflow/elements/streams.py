@@ -448,10 +448,12 @@ async def _give_out(reader: _Reader, progress: _Progress, request: Consume) -> t
     room = call.bounds.value * 3 // 4  # bytes of an answer
     buried = changed = False
     work = piece = 0  # nothing else may happen to the consumer name meanwhile, so it has to be short
+    turns, began = call.runtime.turns, call.runtime.turns.clock()
     while work < MAX_TAKEN:
         if work - piece >= PIECE:
             piece = work
-            await call.turn()
+            if turns.spent(call.account):
+                began = await turns.between(call.account, began)
         first = progress.next_due()
         if first is None or first[0] > now or len(items) >= request.max or room <= 0:
             break
@@ -477,7 +479,9 @@ async def _give_out(reader: _Reader, progress: _Progress, request: Consume) -> t
         room -= len(data) + 60
     fresh = min(fresh, request.max - len(items), MAX_TAKEN - work)
     while fresh > 0 and room > 0:
-        await call.turn()
+        if len(items) + work - piece >= PIECE and turns.spent(call.account):
+            piece = len(items) + work
+            began = await turns.between(call.account, began)
         found = await call.store.read("stream", stream, progress.cursor, min(100, fresh))
         if not found:
             break

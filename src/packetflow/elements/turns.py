@@ -101,6 +101,11 @@ class Turn:
             self._callback = None
         return True
 
+    def come_once(self) -> None:
+        """As `come`, where it has not been cancelled meanwhile."""
+        if not self._done:
+            self.come()
+
     def come(self) -> None:
         """Resumes who waits, now."""
         self._done = True
@@ -177,6 +182,22 @@ class Turns:
         turn = Turn(self._loop)
         self._enter(account, turn, first)
         await turn
+
+    async def between(self, account: Account, began: float) -> float:
+        """In the middle of what others wait for: they shall not wait for this account's turn as well.
+
+        Returns when the rest of the loop has been on, and the time since `began` (of
+        `clock`) is owed. What it returns is when it goes on.
+        """
+        self.took(account, self._clock() - began)
+        turn = Turn(self._loop)
+        self._later(turn.come_once)
+        await turn
+        return self._clock()
+
+    def clock(self) -> float:
+        """Seconds, on the scale in which work is measured."""
+        return self._clock()
 
     def when(self, account: Account, work: Callable[[], object]) -> None:
         """Calls `work` when it is this account's turn."""

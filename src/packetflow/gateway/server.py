@@ -448,15 +448,11 @@ class Gateway(HandlerRegistry, Toolbox):
         gone = self._principals.change(access)
         self._access = self._admission.access = access
         self._switch.set_principals(len(self._principals.alive))
-        for principal in gone:
-            self._switch.forget_principal(principal)
+        self._switch.forget_principals(gone)
         self._switch.roles_changed()
         self._reactors.check()
         if self._elements is not None:
-            for principal in gone:
-                self._elements.sessions.end_principal(principal.number)
-                # what the elements keep for a principal beyond its sessions
-                self._elements.end_principal(principal)
+            self._elements.sessions.end_principals({principal.number for principal in gone})
         self._inside.keep_only(self._principals.alive)
         self._links.turn_out()
 

@@ -112,11 +112,6 @@ class Leases:
         await lease._end(lease)
         return True
 
-    def end_principal(self, principal: int) -> None:
-        """Ends all leases of a principal."""
-        for lease in [lease for lease in self._leases.values() if lease.principal == principal]:
-            self._lapse(lease)
-
     def _lapse(self, lease: Lease) -> None:
         if self._take(lease):
             self._later(lambda: lease._end(lease), lease.account)  # type: ignore[arg-type, return-value]

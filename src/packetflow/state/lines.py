@@ -18,13 +18,15 @@ T = TypeVar("T")
 
 
 class _Place:
-    __slots__ = ("expired", "number", "priority", "turn")
+    __slots__ = ("expired", "number", "owner", "priority", "put_off", "turn")
 
-    def __init__(self, priority: int, number: int, turn: asyncio.Future[None]) -> None:
+    def __init__(self, priority: int, number: int, turn: asyncio.Future[None], owner: Hashable) -> None:
         self.priority = priority
         self.number = number
         self.turn = turn
+        self.owner = owner
         self.expired = False
+        self.put_off = False  # it was called, and it is not its owner's turn to work
 
     def expire(self) -> None:
         """Its time is over."""
@@ -61,15 +63,17 @@ class Lines:
         until: float,
         session: Callable[[], Session] | None = None,
         shown: str | None = None,
-        turn: Callable[[], Awaitable[object]] | None = None,
+        turn: Callable[[], Awaitable[object] | None] | None = None,
+        owner: Hashable = None,
     ) -> T:
         """What `attempt` gives as soon as it gives something, tried in turn and at every `wake`.
 
         `until`: loop time; TimeoutError when it comes, at once if it has come and
         the first attempt gave nothing, or others wait already. `session`: whose
         the wait is; it is cancelled when that ends. `shown`: the name for messages,
-        where it is not `name`. `turn`: awaited before each attempt but the first: one
-        change may wake the first of a thousand lines.
+        where it is not `name`. `turn`: asked before each attempt but the first, since one
+        change may wake the first of a thousand lines: what it gives is awaited, and
+        meanwhile others try who stand behind, but for those of the same `owner`.
         """
         key = (kind, name)
         line = self._lines.get(key)
@@ -88,7 +92,7 @@ class Lines:
             )
         task = asyncio.current_task()
         holder = session() if session is not None and task is not None else None
-        place = _Place(priority, next(self._numbers), self._loop.create_future())
+        place = _Place(priority, next(self._numbers), self._loop.create_future(), owner)
         held = ("wait", str(place.number))
         line = self._lines.setdefault(key, [])
         bisect.insort(line, place)
@@ -98,7 +102,7 @@ class Lines:
         alarm = self._alarms.at(until, place.expire)
         try:
             while True:
-                if line[0] is place:
+                if _first(line) is place:
                     found = await attempt()
                     if found is not None:
                         return found
@@ -108,8 +112,12 @@ class Lines:
                     raise TimeoutError
                 await place.turn
                 place.turn = self._loop.create_future()
-                if turn is not None:
-                    await turn()
+                when = turn() if turn is not None else None
+                if when is not None:
+                    place.put_off = True
+                    self._call_first(line)  # nobody waits for another's turn
+                    await when
+                    place.put_off = False
         finally:
             alarm.cancel()
             if place.turn.done() and not place.turn.cancelled():
@@ -118,7 +126,7 @@ class Lines:
                 holder.let_go(held)
             del line[bisect.bisect_left(line, place)]
             if line:
-                self._call(line[0])
+                self._call_first(line)
             elif self._lines.get(key) is line:
                 del self._lines[key]
 
@@ -126,7 +134,7 @@ class Lines:
         """Something changed: the first in the line tries, and when it leaves the next."""
         line = self._lines.get((kind, name))
         if line:
-            self._call(line[0])
+            self._call_first(line)
 
     def close(self) -> None:
         """Everyone who waits gets `Unavailable`, and nobody waits any more."""
@@ -136,9 +144,18 @@ class Lines:
                 if not place.turn.done():
                     place.turn.set_exception(Unavailable("the gateway is stopping"))
 
-    def _call(self, place: _Place) -> None:
-        if not place.turn.done():
+    def _call_first(self, line: list[_Place]) -> None:
+        place = _first(line)
+        if place is not None and not place.turn.done():
             place.turn.set_result(None)
+
+
+def _first(line: list[_Place]) -> _Place | None:
+    """Who may try: the first that does not wait for a turn of its owner's."""
+    if not line[0].put_off:
+        return line[0]
+    owners = {place.owner for place in line if place.put_off}
+    return next((place for place in line if place.owner not in owners), None)
 
 
 def _cancel(task: asyncio.Task[object]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Container, Hashable
 from typing import Any
 
 from packetflow.state.alarms import Alarm, Alarms
@@ -10,7 +10,7 @@ from packetflow.state.alarms import Alarm, Alarms
 __all__ = ["Session", "Sessions"]
 
 AT_ONCE = 64
-"""Things of one session that end before the loop has had another turn: each may resume a handler."""
+"""Things that end with sessions before the loop has had another turn: each may resume a handler."""
 
 
 class Session:
@@ -20,9 +20,9 @@ class Session:
     a name. `held`: what ends with it, by key, each with a function that ends it.
     """
 
-    __slots__ = ("_alarm", "_alarms", "_counts", "ended", "held", "key", "links", "name", "principal")
+    __slots__ = ("_alarm", "_counts", "_sessions", "ended", "held", "key", "links", "name", "principal")
 
-    def __init__(self, alarms: Alarms, key: Hashable, principal: Hashable, name: str | None) -> None:
+    def __init__(self, sessions: Sessions, key: Hashable, principal: Hashable, name: str | None) -> None:
         self.key = key
         self.principal = principal
         self.name = name
@@ -30,7 +30,7 @@ class Session:
         self.held: dict[tuple[str, str], Callable[[], None]] = {}
         self.ended = False
         self._counts: dict[str, int] = {}
-        self._alarms = alarms
+        self._sessions = sessions
         self._alarm: Alarm | None = None
 
     def hold(self, key: tuple[str, str], end: Callable[[], None]) -> None:
@@ -43,7 +43,7 @@ class Session:
             self._counts[key[0]] = self._counts.get(key[0], 0) + 1
         self.held[key] = end
         if self.ended:
-            self._alarms.at(self._alarms.now(), self._end_all)
+            self._sessions.empty(self)
 
     def let_go(self, key: tuple[str, str]) -> None:
         """It has ended otherwise."""
@@ -54,18 +54,15 @@ class Session:
         """How many of a kind it holds."""
         return self._counts.get(kind, 0)
 
-    def _end_all(self) -> None:
-        """Ends what it holds, so much that others get on in between."""
-        for _ in range(min(AT_ONCE, len(self.held))):
+    def end_some(self, most: int) -> int:
+        """Ends so much of what it holds; how much it was."""
+        ended = 0
+        while self.held and ended < most:
             key, end = self.held.popitem()
             self._counts[key[0]] -= 1
+            ended += 1
             end()
-        if self.held:
-            self._alarms.at(self._alarms.now(), self._end_all)
-
-    def _end_now(self) -> None:
-        while self.held:
-            self._end_all()
+        return ended
 
 
 class Sessions:
@@ -81,12 +78,13 @@ class Sessions:
         self._alarms = alarms
         self.grace = grace
         self._by_key: dict[Hashable, Session] = {}
-        self._over: set[Session] = set()  # those that have ended, and hold something yet
+        self._over: dict[Session, None] = {}  # those that have ended, and hold something yet
+        self._emptying: Alarm | None = None
         self._by_link: dict[Any, list[Session]] = {}  # the last is the one in use
         self._names: dict[
             Any, tuple[Hashable, str | None]
         ] = {}  # of links that have told theirs: key, and what to show
-        self.own = Session(alarms, "gateway", None, "gateway")
+        self.own = Session(self, "gateway", None, "gateway")
         """Of the gateway itself: it does not end while it runs."""
 
     def __len__(self) -> int:
@@ -100,7 +98,7 @@ class Sessions:
         key, name = self._names.get(link, (link, None))
         session = self._by_key.get(key)
         if session is None:
-            session = self._by_key[key] = Session(self._alarms, key, principal, name)
+            session = self._by_key[key] = Session(self, key, principal, name)
         self._join(session, link)
         return session
 
@@ -127,7 +125,7 @@ class Sessions:
 
     def orphan(self, principal: Hashable) -> Session:
         """For who has no link any more: what it holds ends after the grace."""
-        session = Session(self._alarms, object(), principal, None)
+        session = Session(self, object(), principal, None)
         self._by_key[session.key] = session
         self._leave(session, None)
         return session
@@ -139,9 +137,14 @@ class Sessions:
             self._leave(session, link)
 
     def end(self, session: Session) -> None:
-        """Ends a session and all that it holds."""
-        if session.ended:
-            return
+        """Ends a session, and all that it holds: so much at once, the rest as the loop gets to it."""
+        if not session.ended:
+            self._part(session)
+            session.end_some(AT_ONCE)
+            self.empty(session)
+
+    def _part(self, session: Session) -> None:
+        """It is nobody's session any more."""
         session.ended = True
         self._by_key.pop(session.key, None)
         for link in session.links:
@@ -153,19 +156,41 @@ class Sessions:
         if session._alarm is not None:
             session._alarm.cancel()
             session._alarm = None
-        session._end_all()
-        self._over = {one for one in (*self._over, session) if one.held}
 
-    def end_principal(self, principal: Hashable) -> None:
-        """Ends all sessions of a principal: it is no more."""
-        for session in [one for one in self._by_key.values() if one.principal == principal]:
-            self.end(session)
+    def empty(self, session: Session) -> None:
+        """One that has ended holds something: that ends as soon as the loop gets to it."""
+        if session.held:
+            self._over[session] = None
+            if self._emptying is None:
+                self._emptying = self._alarms.at(self._alarms.now(), self._end_more)
+
+    def _end_more(self) -> None:
+        left = AT_ONCE
+        self._emptying = None
+        while self._over and left > 0:
+            session = next(iter(self._over))
+            left -= session.end_some(left)
+            if not session.held:
+                del self._over[session]
+        if self._over and self._emptying is None:
+            self._emptying = self._alarms.at(self._alarms.now(), self._end_more)
+
+    def end_principals(self, principals: Container[Hashable]) -> None:
+        """Ends all sessions of principals that are no more."""
+        for session in [one for one in self._by_key.values() if one.principal in principals]:
+            self._part(session)
+            self.empty(session)
 
     def close(self) -> None:
         """Ends all of them."""
-        for session in (*self._by_key.values(), *self._over, self.own):
-            self.end(session)
-            session._end_now()
+        for session in (*self._by_key.values(), self.own):
+            self._part(session)
+            self._over[session] = None
+        while self._over:
+            session = next(iter(self._over))
+            session.end_some(len(session.held))
+            if not session.held:
+                del self._over[session]
 
     def _join(self, session: Session, link: Any) -> None:
         session.links.add(link)

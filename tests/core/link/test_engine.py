@@ -338,6 +338,24 @@ def test_a_submit_that_was_never_sent_says_so_at_its_deadline() -> None:
     assert side.queued == 0
 
 
+def test_a_reactors_thousands_end_with_its_connection_and_are_sent_again_where_they_may() -> None:
+    """It has handlers, as a gateway's link has; but it comes back, perhaps before it has had another turn."""
+    handlers = Dispatcher()
+    handlers.start(None)
+    engine = Engine(client=True, now=0, sink=handlers)
+    engine.connected(0)
+    take_output(engine)
+    plain = [submit_packet(engine, Packet("df", "x", n), 0) for n in range(1500)]
+    again = [submit_packet(engine, Packet("df", "x", n), 0, retry=3) for n in range(100)]
+    take_output(engine)
+    engine.disconnected("lost", 1)
+    assert [reply.done() for reply in plain] == [True] * 1500
+    assert (engine.in_flight, engine.queued) == (0, 100)
+    engine.connected(2)
+    assert (engine.in_flight, engine.queued) == (100, 0)
+    assert not any(reply.done() for reply in again)
+
+
 def test_a_lost_connection_fails_what_was_sent_and_keeps_what_waits() -> None:
     side = engine()
     window_of(side, 1)

@@ -841,7 +841,9 @@ def test_who_handles_very_many_elements_comes_to_all_of_them() -> None:
         (message,) = sim.work[worker]
         sim.work[worker].clear()
         sim.answer(worker, message)
-        sim.pass_time(0)
+        for _ in range(len(names) // 64 + 1):
+            if not sim.work[worker]:
+                sim.pass_time(0)
         sim.audit()
     assert len(sim.answers[client]) == len(names)
 
