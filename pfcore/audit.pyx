@@ -9,7 +9,8 @@ structure may rightly be half-way.
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
-from pfcore.link.engine cimport Engine, EngineState
+from pfcore.link.engine cimport Engine
+from pfcore.link.outgoing cimport EngineState
 from pfcore.link.pending cimport LEVELS, TICK_BITS, WHEEL_SLOTS, Entry, PendingTable
 from pfcore.link.reply cimport Reply, ReplyState
 from pfcore.memory.budget cimport LITTLE, Account, Budget

@@ -185,6 +185,32 @@ def test_room_that_becomes_free_is_offered_to_who_waits(how: str, cancels: bool)
         assert house.check() == []
 
 
+@pytest.mark.parametrize("how", ["answer", "again", "refuse", "cancel", "deadline"])
+def test_a_direct_submit_of_the_gateways_own_leaves_room_when_it_ends(how: str) -> None:
+    with simulated_time(), House() as house:
+        worker = house.worker("alice", "df:work", window=1)
+        house.heartbeat(worker, ["df:work"], window=1, reactor="worker", ext=["cancel"])
+        peer = house.gateway.reactors["worker"]
+        reply = house.do(lambda: peer.call("df", "direct", timeout_ms=3000, retry=how == "again"))
+        house.pass_time(0.001)
+        house.say(house.link("bob"), house.packet("waits", "df:work"))
+        assert [work["payload"]["element"] for work in house.work[worker]] == ["direct"]
+        if how == "answer":
+            house.answer(worker, 0)
+        elif how == "again":
+            house.answer(worker, 0, "PF429")
+        elif how == "refuse":
+            error = {"code": "PF400", "message": "", "packet_id": house.work[worker][0]["payload"]["id"]}
+            house.say(worker, house.frame("error", error, house.work[worker][0]["seq"]))
+        elif how == "cancel":
+            house.do(reply.cancel)
+        else:
+            house.pass_time(4.1)
+        house.pass_time(0.001)
+        assert "waits" in ids(house, worker)
+        assert house.check() == []
+
+
 def test_a_reactor_that_announces_nothing_and_comes_back_is_given_what_waited_for_it() -> None:
     with simulated_time(), House() as house:
         client = house.link("alice")
@@ -212,30 +238,20 @@ def test_a_reactor_that_announces_nothing_and_comes_back_is_given_what_waited_fo
 
 
 def test_who_refused_a_packet_is_not_given_it_again_and_again() -> None:
-    """Another announces it and drains; within seconds of the start the packet may wait for that one."""
-    with simulated_time(), House() as house:
-        worker, draining = house.worker("bob", "df:work"), house.worker("bob", "df:work")
-        member = house.links[draining].engine.member
-        house.do(house.gateway.switch.drain_member, member, True)
-        house.say(house.link("bob"), house.packet("one", "df:work", metadata={"retry": 1}, timeout_ms=60_000))
-        house.answer(worker, 0, "PF001")
-        house.pass_time(0.1)
-        assert ids(house, worker) == ["one"]
-        house.do(house.gateway.switch.drain_member, member, False)
-        house.pass_time(0.001)
-        assert ids(house, draining) == ["one"]
-
-
-def test_who_refused_a_packet_may_have_it_once_it_has_announced_again() -> None:
+    """Another announces it and drains: within seconds of the start the packet could wait for that one."""
     with simulated_time(), House() as house:
         worker, draining = house.worker("bob", "df:work"), house.worker("bob", "df:work")
         house.do(house.gateway.switch.drain_member, house.links[draining].engine.member, True)
-        house.say(house.link("bob"), house.packet("one", "df:work", metadata={"retry": 1}, timeout_ms=60_000))
+        client = house.link("bob")
+        house.say(client, house.packet("one", "df:work", metadata={"retry": 1}, timeout_ms=60_000))
         house.answer(worker, 0, "PF001")
-        house.pass_time(2)
-        house.heartbeat(worker, ["df:work"], window=100)
+        assert ids(house, worker) == ["one"]
+        assert house.outcomes("one") == [(client, "PF001")]
+        house.do(house.gateway.switch.drain_member, house.links[worker].engine.member, True)
+        house.say(client, house.packet("two", "df:work", metadata={"retry": 1}, timeout_ms=60_000))
+        house.do(house.gateway.switch.drain_member, house.links[draining].engine.member, False)
         house.pass_time(0.001)
-        assert ids(house, worker) == ["one", "one"]
+        assert ids(house, draining) == ["two"]
 
 
 # ---------------------------------------------------------------- who goes, and what goes on

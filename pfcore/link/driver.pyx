@@ -74,7 +74,7 @@ cdef class Driver:
     cdef int pause(self) except -1:
         if len(self.engine.ready) >= FIRE_AT:
             self.fire()
-        if self.engine.worth_writing():
+        if self.engine.worth_writing(self.engine.sent()):
             self.write()
         return 0
 

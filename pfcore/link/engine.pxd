@@ -20,28 +20,13 @@
 # for the connection. What was sent when the connection goes fails with PF502.
 
 from cpython.object cimport PyObject
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t
 
+from pfcore.link.outgoing cimport EngineState, Outgoing
 from pfcore.link.pending cimport PendingTable
-from pfcore.link.reply cimport Canceller, Reply, Want
 from pfcore.memory.budget cimport Account
 from pfcore.memory.buffers cimport OutputBuffer
-from pfcore.memory.heap cimport PriorityHeap
 from pfcore.wire.reader cimport FrameReader
-
-cdef enum:
-    # Bytes of output that are worth a write before a batch has ended: with less, the system
-    # call costs more than the overlap gains; with much more, the peer idles while we fill it.
-    GOOD_WRITE = 32768
-    # With few submits in flight all of them fit into less than that, and the two sides would
-    # take turns; two writes' worth of them keep both at work.
-    LEAST_WRITE = 6144
-    WRITE_PER_SUBMIT = 64        # bytes, about a third of a small frame
-
-cdef enum EngineState:
-    OFFLINE = 0
-    OPEN = 1
-    CLOSED = 2
 
 # A packet on its way from the frame to its answer: on the stack of whoever takes it, and handed down to who answers.
 # Borrowed: the id, from the frame or from the table of what is kept.
@@ -102,49 +87,28 @@ cdef enum DropReason:
     CANCELLED_BY_PEER = 1
     DISCONNECTED = 2
 
-cdef class Engine(Canceller):
+cdef class Engine(Outgoing):
     cdef:
         # -- settings
         readonly bint client         # masks, as the side that dialled must
-        readonly Py_ssize_t max_frame    # bytes of a message, ours and theirs
-        readonly int max_depth
         readonly int64_t window      # submits that we take at once: announced
         readonly object name         # our reactor id: announced
         object instance              # secret that tells us from others of our name: announced; None
-        object loop                  # handed to replies, otherwise untouched; None in simulations
         int64_t heartbeat_ns         # interval of heartbeats
         int64_t silence_ns           # silence after which we ping, and then wait as long again
         # -- parts
-        OutputBuffer out             # messages ready to be written
         FrameReader reader
-        PendingTable pending         # our submits, waiting or sent
-        PriorityHeap waiting         # of them, those not sent: (Reply, frame bytes)
-        PriorityHeap delayed         # of them, those to be sent again, by time: (Reply, due in ns)
         PendingTable inbound         # their packets that are kept, by our own numbers
         Sink sink                    # None: every packet is answered with PF001
         object on_heartbeat          # callable(payload dict) or None
-        object wake                  # callable(): output or timers have changed outside a batch; or None
         object flush_now             # callable(): write what is ready; None without a connection
         readonly object member                # the switch's side of this link, None where nothing is handed on
         Account account              # who pays for what this peer causes; None: nobody counts (a reactor's side)
-        int64_t cap                  # submits that it may have at once, whatever it announces; 0: as it announces
-        int64_t routed               # submits handed on to this peer and not yet answered: they share its window
         bint mute                    # nobody reads its answers: they are shown to the sink, and written nowhere
         bint records                 # the sink wants to be shown the answers to packets that are kept
-        list ready                   # replies that ended and have someone waiting
-        Py_ssize_t ready_at          # the first of them that was not yet resumed
         # -- state
-        uint8_t state                # EngineState
-        bint paused                  # the transport takes no more for now
-        bint in_batch                # whoever drives us flushes soon: no need to `wake`
-        bint sent_since_wake         # `wake` was called and has not yet been answered by a flush
-        readonly int fatal           # close code once the connection must go, 0
-        readonly object fatal_reason  # str
-        int64_t now                  # the latest `now`
         public int64_t wall_offset   # ns from `now` to the Unix epoch's clock, for heartbeats' timestamps
-        int64_t earliest             # `wake_at` as far as it is known, -1: look
         bint was_lost                # it was disconnected at least once
-        int64_t came_back            # when the connection was made again after a loss, 0: not yet
         int64_t last_heard           # when a byte last came
         int64_t ping_sent            # when we last pinged into silence, -1
         int64_t next_heartbeat
@@ -152,37 +116,13 @@ cdef class Engine(Canceller):
         # -- what the peer has announced
         readonly object peer_name    # reactor id, None; a claim: whether it counts is the gateway's to say
         readonly object peer_instance  # secret that tells reactors of one name apart, None; shown to nobody
-        readonly int64_t peer_window  # submits it takes at once, 0: it did not say
-        readonly bint peer_cancels   # it understands PF499
         readonly object peer_capabilities
         # -- counts
-        readonly int64_t submitted   # submits sent
-        readonly int64_t answered    # results that ended a submit
         readonly int64_t handled     # packets of theirs that were answered
-        readonly int64_t unasked     # results and errors for nothing that is pending: dropped
         readonly int64_t refused     # their frames that were not valid
         int64_t strikes              # frames refused since the last heartbeat that named no packet
 
-    # Raises InvalidPacket, TooLarge's code through InvalidPacket, or PendingFull. `now` in ns.
-    cdef Reply submit(self, bytes address, object data, int priority, int64_t timeout_ms,
-                      bytes packet_id, bytes extra, Want want, int64_t now, int retries=*)
     cdef int receive(self, const unsigned char* p, Py_ssize_t n, int64_t now) except -1
-    cdef bint fire_ready(self) except -1
-    # Own submits that were sent and not yet answered.
-    cdef inline Py_ssize_t sent(self) noexcept:
-        return self.pending.count - self.waiting.live() - self.delayed.live()
-
-    # Is there output that should leave before the batch ends?
-    cdef inline bint worth_writing(self) noexcept:
-        cdef Py_ssize_t in_flight
-        if self.out.size < LEAST_WRITE or self.paused:
-            return False
-        if self.out.size >= GOOD_WRITE:
-            return True
-        in_flight = self.sent()
-        return in_flight > 0 and self.out.size >= in_flight * WRITE_PER_SUBMIT
-
-    cdef int pump(self, int64_t now) except -1
     cdef int tick(self, int64_t now) except -1
     cdef int64_t wake_at(self) except? -2
 
@@ -205,12 +145,8 @@ cdef class Engine(Canceller):
     # Takes a submit back that was sent under this seq; only where `peer_cancels`.
     cdef int withdraw(self, int64_t seq, bytes packet_id) except -1
     cdef int ping_received(self, const unsigned char* p, Py_ssize_t n) except -1
-    cdef int note_output(self) except -1
 
     # -- private
-    cdef bint _room(self) noexcept
-    cdef int _unqueue(self, Reply reply) except -1
-    cdef bint _again(self, Reply reply, object code, object details) except -1
     cdef OutputBuffer _answers(self, bint noted)
     cdef int _note_answer(self, OutputBuffer out, Py_ssize_t size, Py_ssize_t head, Incoming* incoming,
                           object code) except -1
@@ -220,11 +156,6 @@ cdef class Engine(Canceller):
     cdef int _on_result(self) except -1
     cdef int _on_error(self) except -1
     cdef int _on_heartbeat(self) except -1
-    cdef int _settle(self, Reply reply) except -1
     cdef int _send_heartbeat(self) except -1
-    cdef int _send_error(self, int64_t seq, bytes packet_id, object code, object message) except -1
-    cdef int _die(self, int close_code, object reason) except -1
-    cdef int _overflow(self, object error) except -1
-    cdef bint _fail_sent(self, object code, object message, bint waiting_too, Py_ssize_t most) except -1
     cdef int _drop_inbound(self) except -1
     cdef int _expire_inbound(self, int32_t slot) except -1

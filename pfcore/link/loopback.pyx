@@ -3,7 +3,8 @@
 from libc.stdint cimport int64_t
 
 from pfcore.link.driver cimport Driver
-from pfcore.link.engine cimport Engine, EngineState
+from pfcore.link.engine cimport Engine
+from pfcore.link.outgoing cimport EngineState
 from pfcore.link.sharing cimport Sharing
 from pfcore.memory.buffers cimport OutputBuffer
 from pfcore.memory.clock cimport monotonic_ns as pf_monotonic_ns

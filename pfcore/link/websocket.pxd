@@ -19,9 +19,8 @@ cdef class _Protocol:
 cdef class Connection(_Protocol):
     cdef:
         Link link
-        object tcp                   # its asyncio transport; None once it has gone
+        object tcp                   # its transport, aiofastnet's; None once it has gone
         object take                  # the transport's method that takes bytes
-        bint copies                  # it keeps what it is given: not our buffer, then
         Inbox inbox
         object departed              # callable() once it has gone, or None
         readonly bint accepted       # it came to us, rather than we went there

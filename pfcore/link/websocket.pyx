@@ -10,9 +10,10 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport int64_t
 
 from pfcore.link.driver cimport Driver
-from pfcore.link.engine cimport Engine, EngineState
+from pfcore.link.engine cimport Engine
 from pfcore.link.fragments cimport Fragments
 from pfcore.link.inbox cimport Frame, Inbox, ReadBuffer
+from pfcore.link.outgoing cimport EngineState
 from pfcore.link.sharing cimport ITERATION, QUICK, Sharing
 from pfcore.memory.budget cimport Account
 from pfcore.memory.buffers cimport OP_BINARY, OP_CLOSE, OP_PING, OP_PONG, OP_TEXT, OutputBuffer
@@ -71,11 +72,8 @@ cdef class Connection(_Protocol, asyncio.BufferedProtocol):
     def __init__(self, Link link not None, tcp, departed):
         self.link = link
         self.tcp = tcp
-        # aiofastnet's takes a view of our buffer, and copies what the kernel does not take at once
-        self.take = getattr(tcp, "write_nocheck", None)
-        if self.take is None:
-            self.take = tcp.write
-            self.copies = True
+        # it may be given a view of our buffer, for it copies what the kernel does not take at once
+        self.take = tcp.write_nocheck
         self.departed = departed
         self.accepted = departed is not None
         self.inbox = Inbox(server=self.accepted, max_frame=link.max_message, shared=_buffer_of(link.loop))
@@ -221,10 +219,7 @@ cdef class Connection(_Protocol, asyncio.BufferedProtocol):
     # -- out
 
     cdef int write(self, const unsigned char* p, Py_ssize_t n) except -1:
-        if self.copies:
-            self.take(PyBytes_FromStringAndSize(<const char*>p, n))
-        else:
-            self.take(PyMemoryView_FromMemory(<char*>p, n, PyBUF_READ))
+        self.take(PyMemoryView_FromMemory(<char*>p, n, PyBUF_READ))
         return 0
 
     cdef Py_ssize_t unsent(self) except? -1:
@@ -317,7 +312,7 @@ cdef class Link(Driver):
     # -- from the handshake's end to the connection's
 
     def connected(self, tcp, bytes rest not None, departed=None):
-        """A handshake has succeeded: `tcp`, an asyncio transport, is this link's connection.
+        """A handshake has succeeded: `tcp`, one of aiofastnet's transports, is this link's connection.
 
         `rest`: what has come behind the handshake. `departed`: called without
         arguments once the connection has gone; None: we have dialled.

@@ -24,7 +24,7 @@ cdef Member choose(Route route, Flight flight, Member origin, list unlisted, uin
 # Another one that may have it, room or not; None where there is none.
 cdef Member another(Route route, Flight flight, Member member, list unlisted)
 
-# Has everybody who announces it refused it, or so many that it is enough? `flight.tried` is not None.
+# Has everybody who announces it, and takes work, refused it, or so many that it is enough? `flight.tried` is not None.
 cdef bint all_refused(Route route, Flight flight) except -1
 
 # How often it may be sent again: its metadata.retry, true being 10.

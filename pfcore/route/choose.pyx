@@ -129,10 +129,18 @@ cdef Member another(Route route, Flight flight, Member member, list unlisted):
 
 cdef bint all_refused(Route route, Flight flight) except -1:
     cdef Member member
-    cdef Py_ssize_t refused = 0
+    cdef Py_ssize_t refused = 0, there = 0
     for member in flight.tried:
-        refused += not member.gone and route in member.routes
-    return route.announced > 0 and not flight.busy and (refused >= route.announced or refused >= MAX_TRIED)
+        refused += not member.gone and not member.draining and route in member.routes
+    if refused == 0 or route.announced == 0 or flight.busy:
+        return False
+    if refused >= MAX_TRIED:
+        return True
+    for member in route.members:
+        there += not member.draining
+        if there > refused:
+            return False
+    return True
 
 
 cdef int retries_of(FrameReader reader) noexcept:

@@ -263,6 +263,7 @@ cdef class Directory:
     cdef int _look_here(self, Route route) except -1:
         """Is there a handler of the gateway's own?"""
         cdef Handler handler = <Handler>self.dispatcher.handlers.by_key.get(route.key)
+        route.handler = handler
         route.local = handler is not None
         # a standard df element: reactors register the same names, and the specification's do not announce them
         route.yields = handler is not None and handler.unbounded and route.group == GROUP_DF

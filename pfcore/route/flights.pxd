@@ -10,6 +10,7 @@ from pfcore.memory.budget cimport Account
 from pfcore.memory.heap cimport HeapEntry
 from pfcore.memory.queue cimport Queue, Rounds, Share
 from pfcore.route.ledger cimport Ledger
+from pfcore.work.handler cimport Handler
 from pfcore.work.keys cimport Keyed
 from pfcore.work.worker cimport Job
 
@@ -58,7 +59,8 @@ cdef class Route(Keyed):
     cdef:
         list members             # that announced it and may handle it, or that have answered it
         Py_ssize_t announced     # of those, how many announced it
-        readonly bint local      # the dispatcher has a handler
+        readonly bint local      # the gateway has a handler of its own
+        Handler handler          # that, or None: a packet is looked up once
         bint yields              # ... which a reactor that announces nothing may stand in for
         readonly object alias    # key of the standard element that a two-letter code means, or None
         Policy policy
@@ -170,9 +172,8 @@ cdef class Flight:
     # Its submitter has gone, or wants it no more: the next that waits for it takes his place, and is to pay for it
     # (`Queues.paid_by`). False: there is none.
     cdef bint pass_on(self) except -1
-    # Did this reactor refuse it, and has it said nothing since of what it handles?
     cdef inline bint was_refused_by(self, Member member) except -1:
-        return self.tried is not None and member in self.tried and member.cleared <= self.sent
+        return self.tried is not None and member in self.tried
 
     # Has a reactor got it, or had it, or is its handler here running?
     cdef bint has_begun(self) noexcept

@@ -4,7 +4,7 @@ cimport cython
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from pfcore.link.engine cimport EngineState
+from pfcore.link.outgoing cimport EngineState
 from pfcore.memory.budget cimport Account
 from pfcore.wire.terms cimport GROUP_ED
 from pfcore.work.keys cimport Keyed

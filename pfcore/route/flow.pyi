@@ -1,13 +1,11 @@
 from pfcore.memory.budget import Budget
-from pfcore.route.way import Way
+from pfcore.route.placing import Placing
 
 __all__ = ["Flow"]
 
-class Flow(Way):
+class Flow(Placing):
     @property
     def draining(self) -> bool: ...
-    @property
-    def routed(self) -> int: ...
     @property
     def duplicates(self) -> int: ...
     @property

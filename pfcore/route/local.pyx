@@ -59,7 +59,7 @@ cdef class Local:
         cdef Job job = None
         cdef Arrival arrival
         if route.group != reader.group or PyBytes_GET_SIZE(route.element) != reader.element.n:
-            # a two-letter code: the dispatcher looks for the whole name
+            # a two-letter code: a handler is told the whole name
             reader.element.p = <const unsigned char*>PyBytes_AS_STRING(route.element)
             reader.element.n = PyBytes_GET_SIZE(route.element)
         arrival = arrival_of(reader, now)
@@ -67,7 +67,7 @@ cdef class Local:
         arrival.fingerprint = fingerprint
         arrival.tag = tag
         try:
-            job = self.dispatcher.take(engine, reader, &arrival.incoming, origin, now)
+            job = self.dispatcher.take(engine, reader, &arrival.incoming, route.handler, origin, now)
         finally:
             if not arrival.was_answered and job is not None and not origin.gone:
                 # it is kept by the engine, and goes on: from now on the same id must find it
@@ -120,7 +120,8 @@ cdef class Local:
         try:
             # one that has lost its link is still authorised as whose it is, not as the gateway's
             job = self.dispatcher.take(
-                engine, reader, &arrival.incoming, origin if origin is not None else flight.principal, now)
+                engine, reader, &arrival.incoming, flight.route.handler,
+                origin if origin is not None else flight.principal, now)
         finally:
             if engine is self.inner:
                 engine.account = None

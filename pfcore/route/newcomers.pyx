@@ -5,7 +5,7 @@ from collections import OrderedDict
 cimport cython
 from libc.stdint cimport int64_t
 
-from pfcore.link.engine cimport EngineState
+from pfcore.link.outgoing cimport EngineState
 from pfcore.memory.buffers cimport OP_TEXT, OutputBuffer
 from pfcore.memory.clock cimport monotonic_ns as pf_monotonic_ns
 from pfcore.memory.ids cimport ID_LENGTH, write_id

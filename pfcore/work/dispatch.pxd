@@ -73,9 +73,10 @@ cdef class Dispatcher(WorkerHost):
         readonly int64_t completed
         readonly int64_t failed
 
-    # As `accept`, for handlers that want to know who submitted: `caller` is a Member, or a Principal. The packet's
-    # job, where it goes on: it waits, or its handler has suspended; None where it was answered.
-    cdef Job take(self, Engine engine, FrameReader reader, Incoming* incoming, object caller, int64_t now)
+    # As `accept`, by this handler (None: PF001), which may want to know who submitted: `caller` is a Member, or a
+    # Principal. The packet's job, where it goes on: it waits, or its handler has suspended; None where it was answered.
+    cdef Job take(self, Engine engine, FrameReader reader, Incoming* incoming, Handler handler, object caller,
+                  int64_t now)
     # Another pays for a job from now on; False: he cannot. `insist`: past his bound, too.
     cdef bint charge_to(self, Job job, Account account, bint insist) except -1
     cdef Handler find(self, FrameReader reader)

@@ -226,21 +226,19 @@ cdef class Dispatcher(WorkerHost):
 
     cdef int accept(self, Engine engine, FrameReader reader, int64_t now) except -1:
         cdef Incoming incoming = incoming_of(reader)
-        self.take(engine, reader, &incoming, None, now)
+        self.take(engine, reader, &incoming, self.find(reader), None, now)
         return 0
 
-    cdef Job take(self, Engine engine, FrameReader reader, Incoming* incoming, object caller, int64_t now):
-        cdef Handler handler = self.find(reader)
+    cdef Job take(self, Engine engine, FrameReader reader, Incoming* incoming, Handler handler, object caller,
+                  int64_t now):
         cdef object data
         cdef Packet packet = None
         cdef Lane lane = None
         cdef LaneClaim claim
         cdef Span* span = &reader.fields[<int>F_DATA]
         if handler is None:
-            engine.respond_error(
-                incoming, "PF001",
-                f"no handler for {group_code(reader.group)}:{text_to_str(reader.element.p, reader.element.n, True)}",
-                None, 0)
+            key = f"{group_code(reader.group)}:{text_to_str(reader.element.p, reader.element.n, True)}"
+            engine.respond_error(incoming, "PF001", f"no handler for {key}", None, 0)
             return None
         if self.draining:
             engine.respond_error(incoming, "PF503", "shutting down: no new packets", None, 0)

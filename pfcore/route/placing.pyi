@@ -1,0 +1,7 @@
+from pfcore.route.way import Way
+
+__all__ = ["Placing"]
+
+class Placing(Way):
+    @property
+    def routed(self) -> int: ...
