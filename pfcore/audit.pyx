@@ -16,6 +16,7 @@ from pfcore.link.reply cimport Reply, ReplyState
 from pfcore.memory.budget cimport LITTLE, Account, Budget
 from pfcore.memory.heap cimport HeapEntry, PriorityHeap
 from pfcore.memory.queue cimport Queue, Share
+from pfcore.route.choose cimport eligible
 from pfcore.route.directory cimport ANNOUNCED_BYTES, ROUTE_BYTES
 from pfcore.route.flights cimport Asked, Flight, FlightState, Member, Route
 from pfcore.route.ledger cimport Ledger
@@ -427,12 +428,12 @@ def _check_room(Switch switch, list wrong):
         if route.queued_at < 0:
             continue
         for member in route.members:
-            if (member.draining or member.gone or member in switch.queues.behind
-                    or not member.room(route.group == GROUP_ED)):
+            if (member in switch.queues.behind or not member.room(route.group == GROUP_ED)
+                    or (route.announced > 0 and not member.listed)):
                 continue
             for share in route.queue.order:
                 flight = share.heap.peek()
-                if not flight.was_refused_by(member):
+                if eligible(member, route, flight):
                     wrong.append(f"{_name(member)} has room, and what waits for {route.key} is not offered to it")
                     break
     if switch.queues.behind and switch.armed < 0:

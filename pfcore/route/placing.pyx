@@ -86,7 +86,7 @@ cdef class Placing(Way):
             return self.fail(flight, "PF001", f"no handler for {route.key}: all of them refused it", None, now, reader)
         if flight.retries > 0 and (self.starting(now) or (
                 route.last_served > 0 and now - route.last_served < SEEN_LATELY)):
-            # it was there a moment ago, or will be: a restart, perhaps; who has refused it announces nothing, or is gone
+            # it was there a moment ago, or will be: a restart, perhaps; who refused it announces nothing, or is gone
             flight.tried = None
             return self.enqueue(flight, route.queue, reader, now)
         if route.last_served > 0 and now - route.last_served < SEEN_LATELY:
