@@ -450,13 +450,11 @@ cdef class Link(Driver):
         if not self.closing:
             self.close_code = code
             self.close_reason = frame.p[2:frame.n].decode() if frame.n > 2 else ""
-            self.closing = True
-            self.write()
             # a close frame with the peer's code, or without one as his was
             self._say_close(frame.p[:2] if frame.n >= 2 else b"")
         if self.connection is not None:
             self.connection.inbox.stop()
-            self.connection.tcp.close()
+            self._hang_up()
         return 0
 
     # -- output
@@ -466,6 +464,8 @@ cdef class Link(Driver):
         cdef OutputBuffer out = self.engine.out
         cdef int64_t began = 0
         self.engine.sent_since_wake = False
+        if self.closing:
+            out.clear()  # nothing comes behind a close frame (RFC 6455, section 5.5.1)
         if out.size > 0 and self.connection is not None:
             if out.size >= LARGE_WRITE and self.sharing is not None:
                 began = pf_monotonic_ns()
@@ -515,26 +515,36 @@ cdef class Link(Driver):
         return self.connection.count_unsent() if self.connection is not None else 0
 
     def _say_close(self, bytes payload):
-        self.engine.out.clear()
-        self.engine.out.add(payload, OP_CLOSE)
-        self.write()
+        """Writes what is ready, if the peer takes it, and a close frame, which is the last."""
+        cdef OutputBuffer out = self.engine.out
+        if not self.engine.paused:
+            self.write()
+        self.closing = True
+        if self.sharing is not None and self.engine.fatal == 0:
+            self.engine.fatal = CLOSE_ABNORMAL  # it is given nothing more
+        out.clear()
+        out.add(payload, OP_CLOSE)
+        if self.connection is not None:
+            self.connection.write(out.data, out.size)
+        out.clear()
+
+    def _hang_up(self):
+        """`close` of a transport waits until the peer has taken everything; one that never does is cut off."""
+        self.connection.tcp.close()
+        if self.cutoff is None:
+            self.cutoff = self.loop.call_later(CUTOFF, self.abort)
 
     cdef int fail(self, int code, str reason) except -1:
         """Closes the connection for a reason of ours; a peer that cannot hear it is cut off."""
         if self.connection is None or self.closing:
             return 0
-        self.closing = True
         self.close_code = code
         self.close_reason = reason
-        if not self.engine.paused:
-            self.write()
         self._say_close(code.to_bytes(2, "big") + reason.encode()[:120].decode("utf-8", "ignore").encode())
         if self.engine.paused:
             self.abort()
         else:
-            self.connection.tcp.close()
-            # close() waits until the peer has taken everything; one that never does is cut off
-            self.cutoff = self.loop.call_later(CUTOFF, self.abort)
+            self._hang_up()
         return 0
 
     def go_on(self):

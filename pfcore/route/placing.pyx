@@ -224,7 +224,7 @@ cdef class Placing(Way):
         """Reactors with many elements that have not all been looked through; so many each time."""
         cdef Member member
         for member in list(self.queues.behind)[:CAUGHT_UP]:
-            del self.queues.behind[member]
+            self.queues.behind.pop(member, None)
             self._give_work(member, now)
         if self.queues.behind:
             self.arm_at(now)

@@ -258,3 +258,40 @@ async def test_how_a_connection_ends(sent: bytes, code: int | None) -> None:
     await link.wait_closed()
     assert link.close_code == (1005 if code is None else code)
     await _end(server, peer)
+
+
+async def test_a_peer_that_says_good_bye_and_reads_nothing_is_cut_off() -> None:
+    """A transport that is closed waits for the peer to take what is left, for as long as he likes."""
+    opened: asyncio.Future[MessageLink] = asyncio.get_running_loop().create_future()
+    loop = asyncio.get_running_loop()
+
+    def on_message(link: MessageLink, payload: bytes, text: bool) -> None:
+        link.send(b"x" * 6_000_000, False)
+
+    server, port = await listen(lambda: MessageLink(on_message, loop=loop, on_open=opened.set_result))
+    peer = await Peer.connect(f"ws://127.0.0.1:{port}")
+    peer.writer.transport.pause_reading()
+    peer.writer.write(frame(b"go on", 1, mask=b"abcd"))
+    link = await opened
+    while not link.unsent:
+        await asyncio.sleep(0)
+    peer.writer.write(frame(b"\x03\xe8", 8, mask=b"abcd"))
+    async with asyncio.timeout(20):
+        await link.wait_closed()
+    assert link.close_code == 1000
+    peer.writer.transport.abort()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_nothing_comes_behind_a_close_frame() -> None:
+    def on_message(link: MessageLink, payload: bytes, text: bool) -> None:
+        link.send(b"before", False)
+        link.close(1000, "enough")
+        link.send(b"behind", False)
+
+    server, peer, link = await _linked(on_message)
+    peer.writer.write(frame(b"x", 1, mask=b"abcd"))
+    assert await peer.reader.read() == frame(b"before", 2, mask=None) + frame(b"\x03\xe8enough", 8, mask=None)
+    await link.wait_closed()
+    await _end(server, peer)
