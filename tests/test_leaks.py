@@ -106,7 +106,9 @@ async def test_connections_leave_nothing_behind(gateway: Gateway) -> None:
                     assert await reactor.call("df", "echo", 1) == 1
 
         await some(30)
-        before = _objects()
-        await some(120)
-        # one link left behind is a dozen; timers that were cancelled stay with the loop for a while
-        assert _objects() - before < 1300
+        grown = []
+        for _ in range(3):  # timers that were cancelled stay with the loop for a while: what is left behind stays
+            before = _objects()
+            await some(120)
+            grown.append(_objects() - before)
+        assert min(grown) < 900  # one link left behind is a dozen

@@ -11,6 +11,9 @@ from libc.stdint cimport uint8_t
 
 from pfcore.memory.budget cimport Account
 
+cdef enum:
+    MOST_READ = 131072           # bytes that are read at once: one that does more parses what has left the cache
+
 cdef struct Frame:
     unsigned char* p             # the payload
     Py_ssize_t n

@@ -14,7 +14,6 @@ from pfcore.memory.bytes_ops cimport PF_UNMASK_SLACK, pf_unmask
 __all__ = ["Inbox", "ReadBuffer"]
 
 cdef enum:
-    MOST_READ = 131072           # bytes that are read at once: one that does more parses what has left the cache
     # Bytes of a frame from which on reads go right to where it is put together. With less it is copied there and back
     # again: a microsecond for a peer that sends byte by byte.
     LARGE = 16384

@@ -12,7 +12,7 @@ from libc.stdint cimport int64_t
 from pfcore.link.driver cimport Driver
 from pfcore.link.engine cimport Engine
 from pfcore.link.fragments cimport Fragments
-from pfcore.link.inbox cimport Frame, Inbox, ReadBuffer
+from pfcore.link.inbox cimport MOST_READ, Frame, Inbox, ReadBuffer
 from pfcore.link.outgoing cimport EngineState
 from pfcore.link.sharing cimport ITERATION, QUICK, Sharing
 from pfcore.memory.budget cimport Account
@@ -27,8 +27,7 @@ cdef enum:
     KEEP_BUFFER = 262144         # bytes of output buffer that a busy link keeps between batches
     PAUSE_READING = 8388608      # unsent bytes at which we stop reading what makes more
     LARGE_WRITE = 65536          # bytes whose writing is counted and may have to wait for the loop's next iteration
-    MOST_READ = 131072           # bytes that a link reads at once: at most, at least, and the first time
-    LEAST_READ = 4096
+    LEAST_READ = 4096            # bytes that a link reads at once: at least, and the first time
     FIRST_READ = 16384
     LONG = 1000000               # ns: one that took more will be smaller
     BYTE = 2                     # ns that reading a byte of a large frame takes

@@ -14,7 +14,7 @@ cdef inline bint eligible(Member member, Route route, Flight flight) noexcept:
                               or not route.may_handle >> member.principal.role & 1
                               or (route.local and not route.may_replace >> member.principal.role & 1)):
         return False
-    return flight is None or flight.tried is None or member not in flight.tried
+    return flight is None or not flight.was_refused_by(member)
 
 # Who gets it; None where nobody has room. `some`: is there anyone at all? For a key that only one reactor may have,
 # that one, room or not. `unlisted`: those that announce nothing and have answered something. `chance`: state of the

@@ -172,7 +172,8 @@ cdef class Flight:
     # Its submitter has gone, or wants it no more: the next that waits for it takes his place, and is to pay for it
     # (`Queues.paid_by`). False: there is none.
     cdef bint pass_on(self) except -1
-    cdef inline bint was_refused_by(self, Member member) except -1:
+    # Did this reactor refuse it?
+    cdef inline bint was_refused_by(self, Member member) noexcept:
         return self.tried is not None and member in self.tried
 
     # Has a reactor got it, or had it, or is its handler here running?
